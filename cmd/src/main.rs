@@ -1,0 +1,2 @@
+//! The garden command.
+fn main() {}

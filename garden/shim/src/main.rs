@@ -1,0 +1,2 @@
+//! The pod supervisor.
+fn main() {}

@@ -1,0 +1,8 @@
+//! The manager of containers and their peas.
+//!
+//! [`model`] holds the words everything else speaks: handles, specifications, exits. They are
+//! deliberately free of the Garden wire types, which live in the API module and are mapped at
+//! its edge.
+
+pub mod error;
+pub mod model;

@@ -1,0 +1,380 @@
+//! The words of the manager: handles, ids, specifications, exits.
+//!
+//! Used by every module of this crate and by the command line. These types carry no wire format
+//! of the Garden API (its JSON is mapped to them at the API's edge); their own serde form is the
+//! one of the records in the depot. Identifiers are parsed once, here, and trusted afterwards.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest handle or process id: a file name with room for a suffix.
+pub const MAX_ID_LENGTH: usize = 200;
+
+/// Why an identifier was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// Nothing was given.
+    #[error("it is empty: give 1 to {MAX_ID_LENGTH} characters of A-Z a-z 0-9 . _ : ; @ = -")]
+    Empty,
+    /// More than [`MAX_ID_LENGTH`] bytes.
+    #[error("it has {0} characters: use at most {MAX_ID_LENGTH}")]
+    TooLong(usize),
+    /// A character that a file name, an URL segment or a bulk query could not carry.
+    #[error("{0:?} is not allowed in it: use only A-Z a-z 0-9 . _ : ; @ = -")]
+    Character(char),
+    /// Starts with a dot or a dash.
+    #[error("it starts with {0:?}: start with a letter or a digit")]
+    Start(char),
+}
+
+fn check_id(text: &str) -> Result<(), IdError> {
+    let first = text.chars().next().ok_or(IdError::Empty)?;
+    if text.len() > MAX_ID_LENGTH {
+        return Err(IdError::TooLong(text.len()));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._:;@=-".contains(c);
+    if let Some(bad) = text.chars().find(|c| !allowed(*c)) {
+        return Err(IdError::Character(bad));
+    }
+    if matches!(first, '.' | '-') {
+        return Err(IdError::Start(first));
+    }
+    Ok(())
+}
+
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// A fresh, unique one (UUID version 4).
+            pub fn generate() -> Self {
+                Self(uuid::Uuid::new_v4().to_string())
+            }
+
+            /// The text of it: safe as a file name and as an URL segment.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                check_id(text).map(|()| Self(text.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+
+            fn try_from(text: String) -> Result<Self, IdError> {
+                check_id(&text).map(|()| Self(text))
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+identifier! {
+    /// The name of a container, unique on one server.
+    Handle
+}
+identifier! {
+    /// The name of a process or a pea, unique within its container.
+    ProcessId
+}
+
+/// An image and how to reach it.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// A path to a tar or a directory, or an URI (`oci://`, `docker://`, `raw://`, …).
+    pub uri: String,
+    /// Registry user, if any. Never logged.
+    #[serde(default, skip_serializing)]
+    pub username: Option<String>,
+    /// Registry password, if any. Never logged, never recorded.
+    #[serde(default, skip_serializing)]
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for ImageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageRef")
+            .field("uri", &self.uri)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Limits of a container, or of a pea with its own cgroup. `None` means unlimited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory, in bytes; swap is not usable on top of it.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads together.
+    pub pids: Option<u64>,
+    /// Relative share of the CPU in the scale of cgroup v1 (`cpu.shares`, 2 to 262144).
+    pub cpu_shares: Option<u64>,
+    /// What the root filesystem may grow to.
+    pub disk: Option<DiskLimit>,
+}
+
+/// A limit on the bytes and inodes of a root filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLimit {
+    /// Bytes.
+    pub bytes: Option<u64>,
+    /// Inodes.
+    pub inodes: Option<u64>,
+    /// Whether the image's own layers count towards `bytes`.
+    pub scope: DiskScope,
+}
+
+/// What a [`DiskLimit`] counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskScope {
+    /// The image's layers and what the container wrote.
+    #[default]
+    Total,
+    /// Only what the container wrote.
+    Exclusive,
+}
+
+/// A host path that appears inside a container or a pea.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindMount {
+    /// The path on the host; a file or a directory that exists.
+    pub source: PathBuf,
+    /// The path inside; made when missing.
+    pub destination: PathBuf,
+    /// Whether the inside may write.
+    pub writable: bool,
+}
+
+/// What a container is made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Its name; generated when absent.
+    pub handle: Option<Handle>,
+    /// Its root filesystem; the server's default when absent.
+    pub image: Option<ImageRef>,
+    /// `K=V` strings for every process in it.
+    pub env: Vec<String>,
+    /// Host paths inside it.
+    pub bind_mounts: Vec<BindMount>,
+    /// Free text by key, for the user.
+    pub properties: BTreeMap<String, String>,
+    /// No user namespace, all capabilities, no seccomp filter.
+    pub privileged: bool,
+    /// Limits.
+    pub limits: Limits,
+    /// How long it may be unused before it is destroyed; `None` is for ever.
+    pub grace_time: Option<Duration>,
+    /// Address or subnet asked for, in the words of the network.
+    pub network: Option<String>,
+    /// Ports to map at creation.
+    pub net_in: Vec<PortMapping>,
+    /// Rules for outgoing traffic, at creation.
+    pub net_out: Vec<NetOutRule>,
+}
+
+/// A port of the host that leads into a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Port on the host; 0 asks for one from the pool.
+    pub host_port: u32,
+    /// Port in the container; 0 means the same as on the host.
+    pub container_port: u32,
+}
+
+/// A protocol that a [`NetOutRule`] matches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Every protocol.
+    #[default]
+    All,
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP.
+    Icmp,
+    /// ICMPv6.
+    Icmp6,
+}
+
+/// Traffic that may leave a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetOutRule {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Inclusive address ranges; empty means everywhere.
+    pub networks: Vec<(std::net::IpAddr, std::net::IpAddr)>,
+    /// Inclusive port ranges; only with TCP and UDP.
+    pub ports: Vec<(u16, u16)>,
+    /// ICMP type and, if given, code.
+    pub icmp: Option<(u8, Option<u8>)>,
+    /// Whether accepted connections are logged.
+    pub log: bool,
+}
+
+/// A terminal size in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Columns; 0 means the default of 80.
+    pub columns: u16,
+    /// Rows; 0 means the default of 24.
+    pub rows: u16,
+}
+
+/// Soft and hard limit of one resource of a process, both the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// Lower-case name without prefix: `nofile`, `nproc`, `core`, ….
+    pub name: String,
+    /// The value, in the unit of that resource.
+    pub value: u64,
+}
+
+/// What a process in a container, or a pea, is made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Its name; generated when absent.
+    pub id: Option<ProcessId>,
+    /// The executable, looked up in the process's `PATH` when it has no slash.
+    pub path: String,
+    /// Its arguments, without `argv[0]`.
+    pub args: Vec<String>,
+    /// `K=V` strings, after the ones of the container (or of the pea's image).
+    pub env: Vec<String>,
+    /// Working directory: the user's home for a process, `/` for a pea, when absent.
+    pub dir: Option<String>,
+    /// `name`, `uid`, `uid:gid`, `name:group`; root when absent.
+    pub user: Option<String>,
+    /// Resource limits of the process itself.
+    pub rlimits: Vec<Rlimit>,
+    /// A terminal, and its size.
+    pub tty: Option<WindowSize>,
+    /// Present: the process is a pea with this image for its root filesystem.
+    pub image: Option<ImageRef>,
+    /// For a pea: its own cgroup with these limits, beside the container's instead of below it.
+    pub own_limits: Option<Limits>,
+    /// For a pea: host paths inside it.
+    pub bind_mounts: Vec<BindMount>,
+}
+
+impl ProcessSpec {
+    /// Whether this describes a pea.
+    pub fn is_pea(&self) -> bool {
+        self.image.is_some()
+    }
+}
+
+/// A signal that a user may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signal {
+    /// SIGTERM.
+    Terminate,
+    /// SIGKILL.
+    Kill,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The exit code, or 128 + the signal that ended it.
+    pub code: i32,
+    /// Whether the kernel killed something in its cgroup for want of memory before it ended.
+    #[serde(default)]
+    pub out_of_memory: bool,
+}
+
+/// A container as a user sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerInfo {
+    /// Its name.
+    pub handle: Handle,
+    /// Whether `stop` was called.
+    pub stopped: bool,
+    /// The image it was made from.
+    pub image: String,
+    /// Unprivileged or not.
+    pub privileged: bool,
+    /// When it was created, in milliseconds since the epoch.
+    pub created_ms: u64,
+    /// What happened to it, oldest first (`Out of memory`, …).
+    pub events: Vec<String>,
+    /// Its directory in the depot.
+    pub path: PathBuf,
+    /// Its properties.
+    pub properties: BTreeMap<String, String>,
+    /// Its processes and peas that have not ended.
+    pub processes: Vec<ProcessInfo>,
+    /// Ports that lead into it.
+    pub mapped_ports: Vec<PortMapping>,
+    /// Its limits.
+    pub limits: Limits,
+}
+
+/// A process or a pea as a user sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Its name.
+    pub id: ProcessId,
+    /// Its pid on the host.
+    pub pid: u32,
+    /// Whether it is a pea.
+    pub pea: bool,
+    /// The executable. (Never its arguments or environment.)
+    pub path: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles_that_could_leave_their_directory_are_refused() {
+        assert_eq!("a/b".parse::<Handle>(), Err(IdError::Character('/')));
+        assert_eq!("..".parse::<Handle>(), Err(IdError::Start('.')));
+        assert_eq!("".parse::<Handle>(), Err(IdError::Empty));
+        assert_eq!("a b".parse::<Handle>(), Err(IdError::Character(' ')));
+        assert_eq!("a,b".parse::<Handle>(), Err(IdError::Character(',')));
+        assert!("x".repeat(201).parse::<Handle>().is_err());
+        assert!("concourse:exit-status".parse::<ProcessId>().is_ok());
+    }
+
+    #[test]
+    fn a_password_is_neither_recorded_nor_shown() {
+        let image = ImageRef {
+            uri: "docker:///x".into(),
+            username: Some("me".into()),
+            password: Some("hunter2".into()),
+        };
+        assert!(!format!("{image:?}").contains("hunter2"));
+        assert!(!serde_json::to_string(&image).unwrap().contains("hunter2"));
+    }
+}

@@ -1,0 +1,1 @@
+//! Messages between the server, the zygote and the shims.

@@ -1,0 +1,1 @@
+//! What a pea is and does.
