@@ -4,5 +4,8 @@
 //! deliberately free of the Garden wire types, which live in the API module and are mapped at
 //! its edge.
 
+pub mod cgroup;
 pub mod error;
 pub mod model;
+pub mod runtime;
+pub mod workers;
