@@ -4,6 +4,7 @@
 //! deliberately free of the Garden wire types, which live in the API module and are mapped at
 //! its edge.
 
+pub mod bundle;
 pub mod cgroup;
 pub mod error;
 pub mod model;

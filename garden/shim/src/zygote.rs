@@ -51,6 +51,13 @@ struct Prepared {
 
 /// Runs the zygote until the server is gone.
 pub(crate) fn run(options: &Options) -> ExitCode {
+    // Whatever the server's own parent left open would otherwise live as long as any pod.
+    if let Err(error) = sys::close_from(3) {
+        sys::log(&format!(
+            "garden-shim: cannot close inherited descriptors: {error}"
+        ));
+        return ExitCode::FAILURE;
+    }
     let socket = match take_socket() {
         Ok(socket) => socket,
         Err(failure) => {
