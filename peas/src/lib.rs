@@ -1,1 +1,18 @@
 //! What a pea is and does.
+//!
+//! - [`run_pea`] and [`PeaSet`]: the life of one pea, and of all peas of a container.
+//! - [`teardown`]: the durable queue that takes away what peas and containers leave behind.
+//! - [`parts`]: root filesystems, users and launching, known here only as traits, so that the laws
+//!   of order are tested with fakes.
+//!
+//! This package must never enter the kernel for more than its own small files.
+
+mod life;
+pub mod parts;
+mod run;
+mod set;
+pub mod teardown;
+
+pub use life::TeardownMode;
+pub use run::{ExitUnknown, Names, Pea, Policy, RunError, StartTimes, run_pea};
+pub use set::PeaSet;
