@@ -4,5 +4,7 @@
 //! deliberately free of the Garden wire types, which live in the API module and are mapped at
 //! its edge.
 
+pub mod env;
 pub mod error;
 pub mod model;
+pub mod users;
