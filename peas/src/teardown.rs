@@ -18,6 +18,7 @@ mod snapshot;
 mod stages;
 mod stats;
 mod store;
+mod thread;
 mod worker;
 
 pub use backoff::Backoff;
@@ -27,3 +28,4 @@ pub use snapshot::{JobView, Phase, Snapshot};
 pub use stages::{StageError, Stages};
 pub use stats::{BUCKETS_SECONDS, StageStats};
 pub use store::StoreError;
+pub use thread::{ThreadError, on_own_thread};

@@ -78,7 +78,8 @@ impl Ticket {
 
     /// Waits until the job is done, or until the queue is shut down.
     pub async fn finished(&mut self) -> Progress {
-        self.until(|progress| progress == Progress::Done).await
+        let ended = |progress| matches!(progress, Progress::Done | Progress::Left);
+        self.until(ended).await
     }
 
     async fn until(&mut self, enough: impl Fn(Progress) -> bool) -> Progress {
@@ -104,6 +105,7 @@ pub(super) struct Entry {
     phase_since: Instant,
     taken: Instant,
     age_when_taken: Duration,
+    durable: bool,
     progress: watch::Sender<Progress>,
 }
 
@@ -142,15 +144,12 @@ impl Shared {
         if let Some(id) = table.instances.get(&job.target.instance).copied()
             && let Some(entry) = table.jobs.get(&id)
         {
-            let progress = entry.progress.subscribe();
-            return (
-                Ticket {
-                    id,
-                    durable,
-                    progress,
-                },
-                false,
-            );
+            let ticket = Ticket {
+                id,
+                durable: entry.durable,
+                progress: entry.progress.subscribe(),
+            };
+            return (ticket, false);
         }
         let (sender, progress) = watch::channel(Progress::Pending);
         let now = Instant::now();
@@ -160,6 +159,7 @@ impl Shared {
             phase_since: now,
             taken: now,
             age_when_taken: Duration::from_millis(now_ms().saturating_sub(job.created_ms)),
+            durable,
             progress: sender,
         };
         table.jobs.insert(job.id, entry);
@@ -201,6 +201,13 @@ impl Shared {
             entry.progress.send_replace(Progress::Done);
         }
         self.depth.send_replace(table.jobs.len());
+    }
+
+    /// The queue closes before the job is done.
+    pub(super) fn abandon(&self, id: JobId) {
+        if let Some(entry) = self.table().jobs.get(&id) {
+            entry.progress.send_replace(Progress::Left);
+        }
     }
 
     fn spawn(self: &Arc<Self>, job: Job, lane: Lane) {
@@ -310,11 +317,15 @@ impl Queue {
         Snapshot::new(jobs, self.shared.stats.read())
     }
 
-    /// Waits until no job is left. New ones may come at any time after.
+    /// Waits until no job is left, or until the queue is shut down. New jobs may come at any time
+    /// after.
     pub async fn wait_idle(&self) {
         let mut depth = self.shared.depth.subscribe();
-        // The sender lives as long as `self`, so this cannot end for another reason.
-        let _ = depth.wait_for(|depth| *depth == 0).await;
+        tokio::select! {
+            // The sender lives as long as `self`, so this ends for no other reason.
+            _ = depth.wait_for(|depth| *depth == 0) => {}
+            () = self.shared.closing.cancelled() => {}
+        }
     }
 
     /// Stops starting stages, waits at most `grace` for those that run (never for stuck ones) and

@@ -58,8 +58,8 @@ impl Shared {
             loop {
                 match self.try_stages(&mut job, lane).await {
                     Try::Finished => break self.finish(&job, started),
-                    Try::Closing => break,
-                    Try::Failed if !self.rest(&job).await => break,
+                    Try::Closing => break self.abandon(job.id),
+                    Try::Failed if !self.rest(&job).await => break self.abandon(job.id),
                     Try::Failed => lane = Lane::Workers,
                 }
             }
