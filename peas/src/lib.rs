@@ -1,6 +1,6 @@
 //! What a pea is and does.
 //!
-//! - [`run_pea`] and [`PeaSet`]: the life of one pea, and of all peas of a container.
+//! - [`run_pea`], [`adopt_pea`] and [`PeaSet`]: the life of one pea, and of all of a container.
 //! - [`health`]: what repeated checks say about something, and repeating them.
 //! - [`teardown`]: the durable queue that takes away what peas and containers leave behind.
 //! - [`parts`]: root filesystems, users and launching, known here only as traits, so that the laws
@@ -16,5 +16,5 @@ mod set;
 pub mod teardown;
 
 pub use life::TeardownMode;
-pub use run::{ExitUnknown, Names, Pea, Policy, RunError, StartTimes, run_pea};
+pub use run::{ExitUnknown, Found, Names, Pea, Policy, RunError, StartTimes, adopt_pea, run_pea};
 pub use set::PeaSet;

@@ -17,7 +17,7 @@ use crate::parts::{
     ErrorOf, ExitOf, Host, Launch, Launcher, OrderOf, PeaName, Process, ProcessOf, Rootfs,
     Teardown, Users,
 };
-use crate::teardown::{Kind, Target};
+use crate::teardown::{Kind, Resources, Target};
 
 /// Keeps the names of peas. Called by the task that owns a pea, on the path of its exit: it must
 /// only change a table in memory.
@@ -183,7 +183,11 @@ pub async fn run_pea<H: Host>(
     let owner = Owner {
         name: order.name.clone(),
         instance: order.instance.clone(),
-        target: Some(target_of::<H>(&order)),
+        target: Some(target_of(
+            &order.name,
+            &order.instance,
+            order.resources.clone(),
+        )),
         host,
         policy,
         doom,
@@ -195,14 +199,59 @@ pub async fn run_pea<H: Host>(
     answer.await.unwrap_or(Err(RunError::Lost(name)))
 }
 
-fn target_of<H: Host>(order: &OrderOf<H>) -> Target {
-    let mut resources = order.resources.clone();
-    resources.rootfs = Some(order.instance.clone());
+/// A pea that outlived the server that started it.
+#[derive(Debug)]
+pub struct Found<Process> {
+    /// Its name.
+    pub name: PeaName,
+    /// Its instance, as in its order.
+    pub instance: String,
+    /// What there is to take away, as in its order.
+    pub resources: Resources,
+    /// Its process; one that has ended meanwhile knows its exit at once.
+    pub process: Process,
+}
+
+/// Takes up a pea where an earlier server left it, running or ended: from here on its life is that
+/// of any other. See [`run_pea`] for the arguments.
+///
+/// Must be called inside a tokio runtime, once per pea, and not for one whose instance is in the
+/// teardown queue already.
+pub fn adopt_pea<H: Host>(
+    host: Arc<H>,
+    found: Found<ProcessOf<H>>,
+    policy: Policy,
+    doom: CancellationToken,
+    names: Arc<dyn Names<ExitOf<H>>>,
+) -> Pea<ExitOf<H>> {
+    let name = found.name;
+    let span = tracing::info_span!("pea", handle = name.container, pea = name.process);
+    let owner = Owner {
+        target: Some(target_of(&name, &found.instance, found.resources)),
+        name,
+        instance: found.instance,
+        host,
+        policy,
+        doom,
+        exit: watch::channel(None).0,
+        reply: None,
+        names,
+    };
+    let pea = owner.pea(found.process.pid(), StartTimes::default());
+    owner.names.started(&pea);
+    let mut life = Life::new(policy.teardown);
+    life.on(Event::Started);
+    tokio::spawn(owner.follow(life, found.process).instrument(span));
+    pea
+}
+
+fn target_of(name: &PeaName, instance: &str, mut resources: Resources) -> Target {
+    resources.rootfs = Some(instance.to_owned());
     Target {
         kind: Kind::Pea,
-        container: order.name.container.clone(),
-        process: Some(order.name.process.clone()),
-        instance: order.instance.clone(),
+        container: name.container.clone(),
+        process: Some(name.process.clone()),
+        instance: instance.to_owned(),
         resources,
     }
 }
@@ -240,7 +289,7 @@ impl<H: Host> Facts<'_, H> {
 impl<H: Host> Owner<H> {
     async fn live(mut self, order: OrderOf<H>) {
         let mut life = Life::new(self.policy.teardown);
-        let mut process = match self.start(order).await {
+        match self.start(order).await {
             Ok((process, times)) => {
                 if self.doom.is_cancelled() {
                     life.on(Event::Destroy);
@@ -251,16 +300,20 @@ impl<H: Host> Owner<H> {
                     exit: None,
                 };
                 self.act(life.on(Event::Started), facts).await;
-                process
+                self.follow(life, process).await;
             }
             Err(error) => {
                 let facts = Facts {
                     answer: Some(Err(error)),
                     ..Facts::NONE
                 };
-                return self.act(life.on(Event::StartFailed), facts).await;
+                self.act(life.on(Event::StartFailed), facts).await;
             }
-        };
+        }
+    }
+
+    /// From the start to the announcement of the exit.
+    async fn follow(mut self, mut life: Life, mut process: ProcessOf<H>) {
         while !life.is_over() {
             tokio::select! {
                 // An exit that is there is told before anything else is looked at.

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::parts::{ErrorOf, ExitOf, Host, OrderOf, PeaName};
-use crate::run::{Names, Pea, Policy, RunError, run_pea};
+use crate::parts::{ErrorOf, ExitOf, Host, OrderOf, PeaName, ProcessOf};
+use crate::run::{Found, Names, Pea, Policy, RunError, adopt_pea, run_pea};
 
 /// A pea that has not ended.
 struct Live<Exit> {
@@ -90,25 +90,40 @@ impl<H: Host> PeaSet<H> {
     /// # Errors
     /// Also when the id is taken, or the container is being destroyed.
     pub async fn run(&self, order: OrderOf<H>) -> Result<Pea<ExitOf<H>>, RunError<ErrorOf<H>>> {
-        self.reserve(&order)?;
+        self.reserve(&order.name, &order.instance)?;
         let names: Arc<dyn Names<ExitOf<H>>> = self.shared.clone();
         let doom = self.doom.child_token();
         run_pea(Arc::clone(&self.host), order, self.policy, doom, names).await
     }
 
-    fn reserve(&self, order: &OrderOf<H>) -> Result<(), RunError<ErrorOf<H>>> {
+    /// Takes up a pea that outlived the server that started it; see [`adopt_pea`].
+    ///
+    /// # Errors
+    /// When its process id is taken, or the container is being destroyed.
+    pub fn adopt(
+        &self,
+        found: Found<ProcessOf<H>>,
+    ) -> Result<Pea<ExitOf<H>>, RunError<ErrorOf<H>>> {
+        self.reserve(&found.name, &found.instance)?;
+        let names: Arc<dyn Names<ExitOf<H>>> = self.shared.clone();
+        let doom = self.doom.child_token();
+        let host = Arc::clone(&self.host);
+        Ok(adopt_pea(host, found, self.policy, doom, names))
+    }
+
+    fn reserve(&self, name: &PeaName, instance: &str) -> Result<(), RunError<ErrorOf<H>>> {
         let mut table = self.shared.table();
         if table.closed {
-            return Err(RunError::Destroyed(order.name.clone()));
+            return Err(RunError::Destroyed(name.clone()));
         }
-        if table.live.contains_key(&order.name.process) {
-            return Err(RunError::InUse(order.name.clone()));
+        if table.live.contains_key(&name.process) {
+            return Err(RunError::InUse(name.clone()));
         }
         let live = Live {
-            instance: order.instance.clone(),
+            instance: instance.to_owned(),
             pea: None,
         };
-        table.live.insert(order.name.process.clone(), live);
+        table.live.insert(name.process.clone(), live);
         self.shared.count.send_replace(table.live.len());
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use garden_peas::teardown::Stage;
-use garden_peas::{PeaSet, Policy, RunError, TeardownMode};
+use garden_peas::teardown::{Resources, Stage};
+use garden_peas::{Found, PeaSet, Policy, RunError, TeardownMode};
 use support::{FakeHost, FakeStages, HostError, Script, files, open, order};
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -315,4 +315,31 @@ fn a_crash_between_exit_and_teardown_is_made_good_by_the_next_start() {
         assert_eq!(stages.journal.count("records ended"), 1);
     });
     assert!(files(place.path()).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pea_that_outlived_its_server_lives_on_as_any_other() {
+    let it = Stand::new();
+    let found = |process: &str| Found {
+        name: order(process, process).name,
+        instance: process.into(),
+        resources: Resources::default(),
+        process: it.host.process(process),
+    };
+    let ended = found("ended");
+    it.host.end("ended", 13);
+    let ended = it.peas.adopt(ended).expect("adopted");
+    assert_eq!(ended.wait().await.expect("exit"), 13);
+    let lives = it.peas.adopt(found("lives")).expect("adopted");
+    assert_eq!(it.peas.running().len(), 1);
+    let taken = it.peas.run(order("lives", "other")).await;
+    assert!(matches!(taken, Err(RunError::InUse(_))));
+    assert!(it.peas.destroy(Duration::from_secs(5)).await.is_empty());
+    assert_eq!(lives.exited(), Some(137));
+    assert!(it.peas.adopt(found("late")).is_err());
+    it.host.queue.wait_idle().await;
+    for instance in ["ended", "lives"] {
+        assert_eq!(it.stages.journal.count(&format!("trash {instance}")), 1);
+        assert_eq!(it.stages.journal.count(&format!("rootfs {instance}")), 0);
+    }
 }

@@ -246,3 +246,25 @@ fn malformed_lines_are_no_entries_and_nobody_becomes_root_by_one() {
     std_fs::write(root.path().join("etc/passwd"), bytes).expect("write");
     assert_eq!(facts(&root, "fine").0, 2);
 }
+
+#[test]
+fn root_a_detached_mount_and_the_root_of_a_process_do_as_well() {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+
+    let root = image(Some(PASSWD_TEXT), Some(GROUP_TEXT));
+    symlink("/etc/passwd", root.path().join("etc/passwd-")).expect("link");
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    match open_tree(CWD, root.path(), flags) {
+        Ok(mount) => {
+            let found = resolve(mount.as_fd(), "alice:staff").expect("found");
+            assert_eq!((found.uid, found.gid), (1000, 20));
+            assert!(open_beneath(mount.as_fd(), "etc/passwd-").is_ok());
+        }
+        Err(Errno::PERM | Errno::NOSYS) => println!(
+            "SKIPPED root_a_detached_mount_and_the_root_of_a_process_do_as_well: no open_tree here"
+        ),
+        Err(errno) => panic!("open_tree: {errno}"),
+    }
+    let process = File::open("/proc/self/root").expect("root");
+    assert_eq!(resolve(process.as_fd(), "0:0").expect("root").uid, 0);
+}

@@ -216,6 +216,19 @@ impl FakeHost {
         ends[instance].send_replace(Some(code));
     }
 
+    /// A running process of an instance.
+    pub(crate) fn process(&self, instance: &str) -> FakeProcess {
+        let (sender, exit) = watch::channel(None);
+        let mut ends = self.ends.lock().expect("ends");
+        ends.insert(instance.to_owned(), sender);
+        FakeProcess {
+            instance: instance.to_owned(),
+            journal: self.journal.clone(),
+            ends: Arc::clone(&self.ends),
+            exit,
+        }
+    }
+
     async fn step(&self, step: &'static str, instance: &str) -> Result<(), HostError> {
         self.journal.note(format!("{step} {instance}"));
         let script = self.scripts.lock().expect("scripts").get(step).cloned();
@@ -304,17 +317,7 @@ impl Launcher for FakeHost {
             (launch.instance.clone(), 1000)
         );
         self.step("launch", &launch.instance).await?;
-        let (sender, exit) = watch::channel(None);
-        self.ends
-            .lock()
-            .expect("ends")
-            .insert(launch.instance.clone(), sender);
-        Ok(FakeProcess {
-            instance: launch.instance,
-            journal: self.journal.clone(),
-            ends: Arc::clone(&self.ends),
-            exit,
-        })
+        Ok(self.process(&launch.instance))
     }
 }
 
