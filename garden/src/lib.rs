@@ -6,7 +6,9 @@
 
 pub mod bundle;
 pub mod cgroup;
+pub mod env;
 pub mod error;
 pub mod model;
 pub mod runtime;
+pub mod users;
 pub mod workers;
