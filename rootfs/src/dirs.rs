@@ -24,13 +24,35 @@ pub(crate) struct Dirs {
     pub(crate) images: OwnedFd,
     pub(crate) rootfs: OwnedFd,
     pub(crate) trash: OwnedFd,
-    /// Held, never read: its lock says that a server works here.
-    _lock: OwnedFd,
+}
+
+/// Says that a server works in a store, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lock(OwnedFd);
+
+impl Lock {
+    fn take(root: &OwnedFd, path: &Path) -> Result<Self> {
+        let step = || format!("lock the store {}", path.display());
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock = rustix::fs::openat(root, "lock", flags, Mode::RUSR | Mode::WUSR).step(step)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Err(Error::StoreInUse(path.to_owned())),
+            other => other.map(|()| Self(lock)).step(step),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that is just being started may hold a copy of the
+        // descriptor for a moment. Failing is harmless, as the copies go away.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 impl Dirs {
     /// Makes what is missing and takes the lock.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, Lock)> {
         let told = |what: &str| format!("{what} the store {}", path.display());
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).step(|| told("make the directory around"))?;
@@ -43,19 +65,9 @@ impl Dirs {
             .step(|| told("open the directory of"))?;
         // Layers hold set-id programs and other people's files (CVE-2021-41091).
         rustix::fs::fchmod(&root, Mode::RWXU).step(|| told("close to others"))?;
-        let lock = rustix::fs::openat(
-            &root,
-            "lock",
-            OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::RUSR | Mode::WUSR,
-        )
-        .step(|| told("open the lock of"))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(Error::StoreInUse(path.to_owned())),
-            other => other.step(|| told("lock"))?,
-        }
+        let lock = Lock::take(&root, path)?;
         let inside = |name| ensure_directory(&root, name).step(|| told("make a directory in"));
-        Ok(Self {
+        let dirs = Self {
             path: path.to_owned(),
             boot: boot_id()?,
             tmp: inside("tmp")?,
@@ -63,8 +75,8 @@ impl Dirs {
             images: inside("images")?,
             rootfs: inside("rootfs")?,
             trash: inside("trash")?,
-            _lock: lock,
-        })
+        };
+        Ok((dirs, lock))
     }
 }
 

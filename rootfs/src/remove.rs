@@ -75,7 +75,11 @@ impl Walk<'_> {
             if (self.stop)() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let entry = entry?;
+            let entry = match entry {
+                // Somebody else removed the directory itself.
+                Err(Errno::NOENT) => break,
+                other => other?,
+            };
             let name = entry.file_name().to_bytes();
             if matches!(name, b"." | b"..") {
                 continue;

@@ -24,7 +24,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::capabilities::Capabilities;
-use crate::dirs::{self, Dirs};
+use crate::dirs::{self, Dirs, Lock};
 use crate::durable::Durable;
 use crate::error::{Result, Step};
 use crate::flight::Flights;
@@ -80,6 +80,7 @@ pub struct Store {
 /// and are not waited for: one may be stuck in the kernel.
 #[derive(Debug)]
 pub(crate) struct Inner {
+    _lock: Lock,
     pub(crate) dirs: Arc<Dirs>,
     pub(crate) trash: Arc<Trash>,
     pub(crate) layers: Arc<Layers>,
@@ -103,7 +104,8 @@ impl Store {
     /// Opens a store, making what is missing. What an earlier run left half done, and what did
     /// not survive a reboot, goes to the trash. One server at a time: [`crate::Error::StoreInUse`].
     pub fn open(options: &StoreOptions) -> Result<Self> {
-        let dirs = Arc::new(Dirs::open(&options.path)?);
+        let (dirs, lock) = Dirs::open(&options.path)?;
+        let dirs = Arc::new(dirs);
         let trash = Trash::open(&dirs)?;
         sweep_staging(&dirs, &trash)?;
         let (layers, pending) = Layers::open(&dirs, &trash)?;
@@ -112,6 +114,7 @@ impl Store {
         let capabilities = Capabilities::probe(&dirs.tmp);
         tracing::debug!(?capabilities, store = %dirs.path.display(), "opened the store");
         let inner = Inner {
+            _lock: lock,
             dirs,
             trash,
             layers,

@@ -1,5 +1,7 @@
 //! Root filesystems on the real kernel: what is seen inside, whose files they are, what is left.
 
+#![allow(clippy::unwrap_used, reason = "only for tests")]
+
 mod support;
 
 use std::io::Write;
@@ -218,7 +220,8 @@ fn creating_and_destroying_one_id_may_race() {
             scope.spawn(|| {
                 for _ in 0..30 {
                     match place.store().create(&request("same", &image)) {
-                        Ok(rootfs) => write(&rootfs, "mine", "x"),
+                        // Another thread may destroy it at once: nothing can be said of it.
+                        Ok(rootfs) => assert!(rootfs.volatile),
                         Err(Error::IdInUse(_)) => {}
                         Err(error) => panic!("{error}"),
                     }

@@ -1,7 +1,12 @@
 //! What the tests of this package share: a store that cleans up after itself, and archives that
 //! say exactly what a test wants, however wrong it is.
 
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "only for tests, and not every test uses all of it"
+)]
 
 use std::fs::File;
 use std::io::Read;
@@ -206,6 +211,10 @@ impl Tar {
             content: &content,
             ..Entry::default()
         })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
     }
 
     /// The bytes so far, without an end marker.
