@@ -217,7 +217,8 @@ impl Depot {
         self.root.join("teardown")
     }
 
-    fn path(&self, handle: &Handle) -> PathBuf {
+    /// A container's directory.
+    pub fn container_path(&self, handle: &Handle) -> PathBuf {
         self.root.join("containers").join(handle.as_str())
     }
 
@@ -226,7 +227,7 @@ impl Depot {
     /// # Errors
     /// The kernel's.
     pub fn reserve(&self, handle: &Handle) -> Result<Option<ContainerDir>, DepotError> {
-        let path = self.path(handle);
+        let path = self.container_path(handle);
         match rustix::fs::mkdirat(&self.containers, handle.as_str(), Mode::RWXU) {
             Ok(()) => self.container(handle).map(Some),
             Err(rustix::io::Errno::EXIST) => Ok(None),
@@ -239,7 +240,7 @@ impl Depot {
     /// # Errors
     /// The kernel's.
     pub fn container(&self, handle: &Handle) -> Result<ContainerDir, DepotError> {
-        let path = self.path(handle);
+        let path = self.container_path(handle);
         let fd = open_dir(self.containers.as_fd(), handle.as_str(), &path)?;
         let processes = make_dir(fd.as_fd(), PROCESSES, &path.join(PROCESSES))?;
         Ok(ContainerDir {
@@ -266,7 +267,7 @@ impl Depot {
     pub fn retire(&self, handle: &Handle, instance: &str) -> Result<(), DepotError> {
         match rustix::fs::renameat(&self.containers, handle.as_str(), &self.gone, instance) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-            Err(errno) => Err(failed("move away", &self.path(handle))(errno)),
+            Err(errno) => Err(failed("move away", &self.container_path(handle))(errno)),
         }
     }
 

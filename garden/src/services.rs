@@ -74,13 +74,26 @@ fn default_ids() -> Vec<IdRange> {
             else {
                 return None;
             };
-            u32::try_from((first + size).saturating_sub(2).min(u64::from(u32::MAX - 1))).ok()
+            u32::try_from(
+                (first + size)
+                    .saturating_sub(2)
+                    .min(u64::from(u32::MAX - 1)),
+            )
+            .ok()
         })
         .max()
         .unwrap_or(u32::MAX - 1);
     vec![
-        IdRange { inside: 0, outside: highest, size: 1 },
-        IdRange { inside: 1, outside: 1, size: highest - 1 },
+        IdRange {
+            inside: 0,
+            outside: highest,
+            size: 1,
+        },
+        IdRange {
+            inside: 1,
+            outside: 1,
+            size: highest - 1,
+        },
     ]
 }
 
@@ -139,7 +152,9 @@ impl Services {
     /// The teardown queue.
     pub(crate) fn queue(&self) -> &Queue {
         // The manager sets it before it makes or finds the first container.
-        self.queue.get().expect("the queue is set before any container exists")
+        self.queue
+            .get()
+            .expect("the queue is set before any container exists")
     }
 
     /// Capabilities of processes.
@@ -147,13 +162,20 @@ impl Services {
         if privileged {
             self.privileged_capabilities.clone()
         } else {
-            bundle::UNPRIVILEGED.iter().map(|name| (*name).to_owned()).collect()
+            bundle::UNPRIVILEGED
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect()
         }
     }
 
     /// Which shared group restricts the devices.
     pub(crate) fn devices(privileged: bool) -> Devices {
-        if privileged { Devices::Privileged } else { Devices::Unprivileged }
+        if privileged {
+            Devices::Privileged
+        } else {
+            Devices::Unprivileged
+        }
     }
 
     /// Makes a root filesystem, importing its image first where that is missing.
@@ -170,7 +192,12 @@ impl Services {
         let mapping = self.mapping(privileged);
         let made = self.images.run(move || {
             let image: Image = store.import(&source)?;
-            store.create(&CreateRequest { id: &id, image: &image, mapping, read_only })
+            store.create(&CreateRequest {
+                id: &id,
+                image: &image,
+                mapping,
+                read_only,
+            })
         });
         Ok(made.await??)
     }
@@ -189,7 +216,10 @@ impl Services {
                 size: range.size,
             })
             .collect();
-        Mapping::Mapped { uid: ranges.clone(), gid: ranges }
+        Mapping::Mapped {
+            uid: ranges.clone(),
+            gid: ranges,
+        }
     }
 
     /// Keeps a mount whose last close would sync, until its teardown.
@@ -212,6 +242,8 @@ pub(crate) fn new_instance() -> String {
 
 /// Milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

@@ -34,7 +34,9 @@ impl Exits {
 
     /// A process has ended.
     pub(crate) fn ended(&self, record: ExitRecord) {
-        let sender = lock(&self.0).as_mut().and_then(|waiters| waiters.remove(&record.id));
+        let sender = lock(&self.0)
+            .as_mut()
+            .and_then(|waiters| waiters.remove(&record.id));
         if let Some(sender) = sender {
             sender.send_replace(Some(record));
         }
@@ -58,10 +60,18 @@ impl Exits {
 
 /// The exit of a process whose supervisor died: killed, as its pod was.
 fn unknown(instance: &str) -> ExitRecord {
-    ExitRecord { id: instance.to_owned(), code: 137, out_of_memory: false, exited_at_ns: 0 }
+    ExitRecord {
+        id: instance.to_owned(),
+        code: 137,
+        out_of_memory: false,
+        exited_at_ns: 0,
+    }
 }
 
 /// Waits for an exit.
 pub(crate) async fn wait(mut exit: watch::Receiver<Option<ExitRecord>>) -> Option<ExitRecord> {
-    exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone())
+    exit.wait_for(Option::is_some)
+        .await
+        .ok()
+        .and_then(|exit| exit.clone())
 }

@@ -31,6 +31,12 @@ impl Passed {
         self.fds.push(fd);
     }
 
+    /// Adds all of another list.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.roles.extend(other.roles);
+        self.fds.extend(other.fds);
+    }
+
     /// Adds what a process needs to join its group, and to learn why it died.
     pub(crate) fn add_group(&mut self, group: Group) {
         for file in group.joins {
@@ -54,7 +60,11 @@ pub(crate) struct ServerEnds {
 /// go to `passed`.
 pub(crate) fn pipes(passed: &mut Passed) -> Result<ServerEnds, Error> {
     let failed = |error| Error::host("cannot make the process's pipes", error);
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from).map_err(failed);
+    let pipe = || {
+        pipe_with(PipeFlags::CLOEXEC)
+            .map_err(std::io::Error::from)
+            .map_err(failed)
+    };
     let (their_stdin, stdin) = pipe()?;
     let (stdout, their_stdout) = pipe()?;
     let (stderr, their_stderr) = pipe()?;
@@ -66,7 +76,11 @@ pub(crate) fn pipes(passed: &mut Passed) -> Result<ServerEnds, Error> {
         passed.add(Role::Stream(number), theirs);
         passed.add(Role::Keep(number), ours.try_clone().map_err(failed)?);
     }
-    Ok(ServerEnds { stdin, stdout, stderr })
+    Ok(ServerEnds {
+        stdin,
+        stdout,
+        stderr,
+    })
 }
 
 /// Puts the server's ends to use. `instance` is the process that its supervisor knows.

@@ -70,7 +70,11 @@ impl Container {
             peas: OnceLock::new(),
             destroying: AtomicBool::new(false),
         });
-        tokio::spawn(follow(Arc::downgrade(&container), container.exits.clone(), events));
+        tokio::spawn(follow(
+            Arc::downgrade(&container),
+            container.exits.clone(),
+            events,
+        ));
         container
     }
 
@@ -102,8 +106,10 @@ impl Container {
     /// Its peas.
     pub(crate) fn peas(self: &Arc<Self>) -> &PeaSet<PodHost> {
         self.peas.get_or_init(|| {
-            let policy =
-                Policy { teardown: self.services.options.teardown, ..Policy::default() };
+            let policy = Policy {
+                teardown: self.services.options.teardown,
+                ..Policy::default()
+            };
             PeaSet::new(Arc::new(PodHost::new(self)), policy)
         })
     }
@@ -141,7 +147,10 @@ impl Container {
     /// Gives a process id back: what had it did not start.
     pub(crate) fn unreserve(&self, entry: &Arc<ProcessEntry>) {
         let mut processes = lock(&self.processes);
-        if processes.get(&entry.id).is_some_and(|other| Arc::ptr_eq(other, entry)) {
+        if processes
+            .get(&entry.id)
+            .is_some_and(|other| Arc::ptr_eq(other, entry))
+        {
             processes.remove(&entry.id);
         }
     }
@@ -168,7 +177,9 @@ async fn follow(
             Event::Exited(record) => exits.ended(record),
             Event::Gone => {
                 exits.lost();
-                let Some(container) = container.upgrade() else { return };
+                let Some(container) = container.upgrade() else {
+                    return;
+                };
                 if container.is_destroying() {
                     return;
                 }
@@ -176,10 +187,11 @@ async fn follow(
                 tracing::error!(handle = %container.handle, "the supervisor died; killing its pod");
                 container.add_event("Supervisor died");
                 let name = container.record().cgroup;
-                let services = Arc::clone(&container.services);
-                let killed = services.clone().files.run(move || {
-                    services.cgroups.kill(&Place::Container(&name))
-                });
+                let cgroups = container.services.cgroups.clone();
+                let killed = container
+                    .services
+                    .files
+                    .run(move || cgroups.kill(&Place::Container(&name)));
                 if let Err(error) = killed.await.map_err(Error::from).and_then(|k| Ok(k?)) {
                     tracing::error!(handle = %container.handle, error = error.report(), "cannot kill the pod");
                 }

@@ -64,7 +64,10 @@ pub(crate) fn place<'a>(container: &'a str, instance: &'a str, own_limits: bool)
     if own_limits {
         Place::Beside(instance)
     } else {
-        Place::Nested { container, pea: instance }
+        Place::Nested {
+            container,
+            pea: instance,
+        }
     }
 }
 
@@ -73,7 +76,13 @@ impl PodHost {
     pub(crate) fn new(container: &Arc<Container>) -> Self {
         let services = Arc::clone(&container.services);
         let queue = services.queue().clone();
-        Self { pod: Pod { services, container: Arc::downgrade(container) }, queue }
+        Self {
+            pod: Pod {
+                services,
+                container: Arc::downgrade(container),
+            },
+            queue,
+        }
     }
 }
 
@@ -92,7 +101,10 @@ impl parts::Rootfs for Pod {
 
     async fn create(&self, id: &str, image: &ImageRef) -> Result<PeaRoot, Error> {
         let privileged = self.container()?.privileged();
-        let rootfs = self.services.make_rootfs(id, image, privileged, false).await?;
+        let rootfs = self
+            .services
+            .make_rootfs(id, image, privileged, false)
+            .await?;
         Ok(PeaRoot {
             mount: Arc::new(rootfs.mount),
             volatile: rootfs.volatile,
@@ -109,7 +121,10 @@ impl parts::Users for Pod {
     async fn resolve(&self, root: &PeaRoot, user: &str) -> Result<users::User, Error> {
         let mount = Arc::clone(&root.mount);
         let user = user.to_owned();
-        let found = self.services.files.run(move || users::resolve(mount.as_fd(), &user));
+        let found = self
+            .services
+            .files
+            .run(move || users::resolve(mount.as_fd(), &user));
         Ok(found.await??)
     }
 }
@@ -125,12 +140,20 @@ impl parts::Launcher for Pod {
         &self,
         launch: Launch<PeaRoot, users::User, PeaSpec>,
     ) -> Result<PeaProcess, Error> {
-        let Launch { instance, root, user, spec, .. } = launch;
+        let Launch {
+            instance,
+            root,
+            user,
+            spec,
+            ..
+        } = launch;
         let PeaSpec { process, streams } = spec;
         let container = self.container()?;
         let record = container.record();
         let privileged = record.spec.privileged;
-        let group = self.make_group(&record.cgroup, &instance, &process, privileged).await?;
+        let group = self
+            .make_group(&record.cgroup, &instance, &process, privileged)
+            .await?;
         let mut passed = Passed::default();
         let binds = launch::open_binds(&process.bind_mounts, &mut passed)?;
         let mount = root
@@ -175,10 +198,9 @@ impl parts::Launcher for Pod {
             terminal: process.tty.map(|size| (size.columns, size.rows)),
         };
         let shim = container.shim.clone();
-        let (pid, master) =
-            launch::start(&shim, order, passed).await.inspect_err(|_| {
-                container.exits.forget(&instance);
-            })?;
+        let (pid, master) = launch::start(&shim, order, passed).await.inspect_err(|_| {
+            container.exits.forget(&instance);
+        })?;
         let made = match (ends, master) {
             (Some(ends), _) => launch::streams(ends, &shim, &instance)?,
             (None, Some(master)) => launch::terminal(master, &shim, &instance)?,
@@ -188,7 +210,12 @@ impl parts::Launcher for Pod {
         if let Ok(mount) = Arc::try_unwrap(root.mount) {
             self.services.hold_mount(&instance, root.volatile, mount);
         }
-        Ok(PeaProcess { pid, instance, shim, exit })
+        Ok(PeaProcess {
+            pid,
+            instance,
+            shim,
+            exit,
+        })
     }
 }
 
@@ -217,13 +244,18 @@ impl Pod {
 
 /// The executable and its arguments.
 pub(crate) fn command(process: &ProcessSpec) -> Vec<String> {
-    std::iter::once(&process.path).chain(&process.args).cloned().collect()
+    std::iter::once(&process.path)
+        .chain(&process.args)
+        .cloned()
+        .collect()
 }
 
 /// A host name has room for 64 bytes; Guardian takes the last 49 of the handle.
 pub(crate) fn hostname(handle: &Handle) -> String {
     let name = handle.as_str();
-    name.get(name.len().saturating_sub(49)..).unwrap_or(name).to_owned()
+    name.get(name.len().saturating_sub(49)..)
+        .unwrap_or(name)
+        .to_owned()
 }
 
 impl parts::Process for PeaProcess {
@@ -273,6 +305,14 @@ impl parts::Host for PodHost {
     }
 }
 
+/// A group as a teardown job names it: one or two names below the parent of all groups.
+pub(crate) fn group_path(place: &Place<'_>) -> PathBuf {
+    match place {
+        Place::Nested { container, pea } => PathBuf::from(container).join(pea),
+        Place::Container(name) | Place::Beside(name) => PathBuf::from(name),
+    }
+}
+
 /// What there is to take away of a pea.
 pub(crate) fn resources(
     container: &Container,
@@ -281,10 +321,7 @@ pub(crate) fn resources(
     own_limits: bool,
 ) -> garden_peas::teardown::Resources {
     garden_peas::teardown::Resources {
-        cgroups: vec![match place(cgroup, instance, own_limits) {
-            Place::Nested { container, pea } => PathBuf::from(container).join(pea),
-            Place::Container(name) | Place::Beside(name) => PathBuf::from(name),
-        }],
+        cgroups: vec![group_path(&place(cgroup, instance, own_limits))],
         rootfs: Some(instance.to_owned()),
         records: vec![container.dir.path().to_owned()],
         ..garden_peas::teardown::Resources::default()

@@ -42,7 +42,14 @@ impl ProcessEntry {
     /// A process that is about to be started.
     pub(crate) fn new(id: ProcessId, instance: String, pea: bool, path: String) -> Arc<Self> {
         let exit = watch::channel(None).0;
-        Arc::new(Self { id, instance, pea, path, running: OnceLock::new(), exit })
+        Arc::new(Self {
+            id,
+            instance,
+            pea,
+            path,
+            running: OnceLock::new(),
+            exit,
+        })
     }
 
     /// It runs.
@@ -53,7 +60,10 @@ impl ProcessEntry {
     /// Tells its exit to all attachments, once what it left in its pipes is handed on.
     pub(crate) async fn announce(&self, exit: Exit) {
         if let Some(running) = self.running.get() {
-            tokio::join!(running.streams.stdout.drain(), running.streams.stderr.drain());
+            tokio::join!(
+                running.streams.stdout.drain(),
+                running.streams.stderr.drain()
+            );
         }
         self.exit.send_replace(Some(exit));
     }
@@ -97,7 +107,9 @@ impl ProcessEntry {
 /// Does what an attachment wishes, until it leaves. Input is only queued here, so that a signal
 /// overtakes what the process does not read.
 async fn obey(entry: Arc<ProcessEntry>, shim: Shim, mut wishes: mpsc::Receiver<Control>) {
-    let Some(running) = entry.running.get() else { return };
+    let Some(running) = entry.running.get() else {
+        return;
+    };
     while let Some(wish) = wishes.recv().await {
         let done = match wish {
             Control::Stdin(bytes) => {
