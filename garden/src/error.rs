@@ -73,9 +73,39 @@ impl Error {
         }
     }
 
+    /// Whether another server has the runtime directory or the store.
+    pub fn is_in_use(&self) -> bool {
+        use crate::depot::DepotError;
+        match self {
+            Self::Image(garden_rootfs::Error::StoreInUse(_)) => true,
+            Self::Host { source, .. } => {
+                matches!(source.downcast_ref(), Some(DepotError::InUse(_)))
+            }
+            _ => false,
+        }
+    }
+
     /// The error and its whole chain of causes, in one line.
     pub fn report(&self) -> String {
         report(self)
+    }
+}
+
+impl From<crate::depot::DepotError> for Error {
+    fn from(error: crate::depot::DepotError) -> Self {
+        Self::host("the server's records cannot be kept", error)
+    }
+}
+
+impl From<crate::cgroup::CgroupError> for Error {
+    fn from(error: crate::cgroup::CgroupError) -> Self {
+        Self::host("the control groups refused", error)
+    }
+}
+
+impl From<crate::users::UserError> for Error {
+    fn from(error: crate::users::UserError) -> Self {
+        Self::Invalid(report(&error))
     }
 }
 

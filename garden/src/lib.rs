@@ -5,10 +5,18 @@
 //! its edge.
 
 pub mod api;
+pub mod bundle;
 pub mod cgroup;
 pub mod client;
+mod container;
+pub mod depot;
+pub mod env;
 pub mod error;
+pub mod hosting;
+pub mod manager;
 pub mod model;
 pub mod process;
 pub mod runtime;
+mod services;
+pub mod users;
 pub mod workers;

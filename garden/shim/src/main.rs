@@ -20,6 +20,7 @@ mod stage;
 mod supervisor;
 mod sys;
 mod unpack;
+mod userns;
 mod worker;
 mod zygote;
 

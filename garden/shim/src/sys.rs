@@ -133,6 +133,16 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
     }
 }
 
+/// Moves this process into a new user namespace, as yet without id maps.
+pub(crate) fn unshare_users() -> io::Result<()> {
+    // SAFETY: `unshare` takes flags only, and the process has one thread, as this flag demands.
+    if unsafe { libc::unshare(libc::CLONE_NEWUSER) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Makes orphans of this process's descendants its children.
 pub(crate) fn become_subreaper() -> io::Result<()> {
     // SAFETY: this option takes one integer.
@@ -148,4 +158,36 @@ pub(crate) fn close_inherited(descriptor: &OwnedFd) {
     // SAFETY: the child never uses `descriptor` again: it does not return to the code that owns
     // it, and ends by `exit`, which runs no destructor.
     unsafe { libc::close(descriptor.as_raw_fd()) };
+}
+
+/// Closes every descriptor from `first` on. For the program's very start, when none is in use.
+pub(crate) fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: takes three integers; called before this program has opened anything.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Brings `lo` up in the current network namespace; needs `CAP_NET_ADMIN` over it.
+pub(crate) fn raise_loopback() -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: an all-zero ifreq is a valid value of this plain C structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *place = byte.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which outlives the call; the descriptor is open.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

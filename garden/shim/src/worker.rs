@@ -11,18 +11,18 @@ use std::rc::Rc;
 use garden_wire::{Failure, Kind, POD_NAMESPACES, Role, Start};
 use libcontainer::notify_socket::{NotifyListener, NotifySocket};
 use libcontainer::oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, PosixRlimitType, Spec,
+    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxIdMapping, LinuxNamespaceType,
+    PosixRlimitType, Spec,
 };
 use libcontainer::process::args::{ContainerArgs, ContainerType};
 use libcontainer::process::container_main_process::container_main_process;
 use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::user_ns::UserNamespaceConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::executor::GardenExecutor;
 use crate::failure::{Result, Step as _, other};
 use crate::seccomp::Program;
-use crate::{stage, sys};
+use crate::{stage, sys, userns};
 
 /// What a worker tells its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,7 +75,8 @@ fn launch(inputs: &Inputs<'_>) -> Result<(i32, Option<OwnedFd>)> {
     }
     let (failures, report) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("cannot make a pipe")?;
-    let (spec, executor) = prepare(inputs, spec, report.as_raw_fd())?;
+    let new_users = new_user_namespace(&spec)?;
+    let (spec, executor) = prepare(inputs, spec, new_users.as_ref(), report.as_raw_fd())?;
     let console = match start.terminal {
         Some(_) => Some(garden_wire::socket_pair().step("cannot make a socket pair")?),
         None => None,
@@ -98,15 +99,43 @@ fn launch(inputs: &Inputs<'_>) -> Result<(i32, Option<OwnedFd>)> {
     Ok((pid, master))
 }
 
+/// Makes the user namespace that a specification asks for without naming one.
+fn new_user_namespace(spec: &Spec) -> Result<Option<OwnedFd>> {
+    let Some(linux) = spec.linux() else {
+        return Ok(None);
+    };
+    let wanted =
+        linux.namespaces().iter().flatten().any(|namespace| {
+            namespace.typ() == LinuxNamespaceType::User && namespace.path().is_none()
+        });
+    if !wanted {
+        return Ok(None);
+    }
+    let ranges = |map: &Option<Vec<LinuxIdMapping>>| map.clone().unwrap_or_default();
+    userns::make(&ranges(linux.uid_mappings()), &ranges(linux.gid_mappings())).map(Some)
+}
+
 /// Puts the pod's namespaces into the specification, and takes out what the executor does.
-fn prepare(inputs: &Inputs<'_>, mut spec: Spec, report: RawFd) -> Result<(Spec, GardenExecutor)> {
+fn prepare(
+    inputs: &Inputs<'_>,
+    mut spec: Spec,
+    new_users: Option<&OwnedFd>,
+    report: RawFd,
+) -> Result<(Spec, GardenExecutor)> {
     let start = inputs.start;
     let mut linux = spec
         .linux()
         .clone()
         .ok_or_else(|| other("no linux section in the spec"))?;
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    // `self` is the process that opens the path, which inherits the descriptor: no pid is named
+    // that could by now be another's.
+    let inherited = |fd: &OwnedFd| Some(PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
     for namespace in &mut namespaces {
+        if let (LinuxNamespaceType::User, Some(fd)) = (namespace.typ(), new_users) {
+            namespace.set_path(inherited(fd));
+            continue;
+        }
         let Some(path) = namespace.path().as_ref().and_then(|path| path.to_str()) else {
             continue;
         };
@@ -131,6 +160,7 @@ fn prepare(inputs: &Inputs<'_>, mut spec: Spec, report: RawFd) -> Result<(Spec, 
         ))));
     }
     linux.set_namespaces(Some(namespaces));
+    linux.set_uid_mappings(None).set_gid_mappings(None);
     linux.set_cgroups_path(Some(PathBuf::from(stage::DECOY_CGROUP)));
     linux.set_resources(None);
     spec.set_linux(Some(linux));
@@ -190,8 +220,6 @@ fn container_args(
             .map(|fd| fd.map(|fd| fd.into_raw_fd()))
             .step("cannot duplicate a standard stream")
     };
-    let user_ns_config =
-        UserNamespaceConfig::new(&spec).step("the specification's user namespace is unusable")?;
     let container_type = match inputs.start.kind {
         Kind::Exec => ContainerType::TenantContainer {
             // libcontainer closes it in the intermediate process and writes to it when the
@@ -209,7 +237,8 @@ fn container_args(
         notify_listener: started_listener()?,
         preserve_fds: 0,
         container: None,
-        user_ns_config,
+        // It is joined by path, like the others: see `userns`.
+        user_ns_config: None,
         cgroup_config: libcgroups::common::CgroupConfig {
             cgroup_path: PathBuf::from(stage::DECOY_CGROUP),
             systemd_cgroup: false,
@@ -298,7 +327,8 @@ fn receive_master(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
 fn capability_sets(names: &[String]) -> Result<LinuxCapabilities> {
     let mut set = Capabilities::new();
     for name in names {
-        set.insert(name.parse().step(&format!("unknown capability {name}"))?);
+        let value = serde_json::Value::from(name.as_str());
+        set.insert(serde_json::from_value(value).step(&format!("unknown capability {name}"))?);
     }
     LinuxCapabilitiesBuilder::default()
         .bounding(set.clone())
