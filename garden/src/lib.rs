@@ -4,5 +4,14 @@
 //! deliberately free of the Garden wire types, which live in the API module and are mapped at
 //! its edge.
 
+pub mod api;
+pub mod bundle;
+pub mod cgroup;
+pub mod client;
+pub mod env;
 pub mod error;
 pub mod model;
+pub mod process;
+pub mod runtime;
+pub mod users;
+pub mod workers;

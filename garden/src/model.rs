@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -231,7 +232,7 @@ pub struct NetOutRule {
     /// The protocol.
     pub protocol: Protocol,
     /// Inclusive address ranges; empty means everywhere.
-    pub networks: Vec<(std::net::IpAddr, std::net::IpAddr)>,
+    pub networks: Vec<(IpAddr, IpAddr)>,
     /// Inclusive port ranges; only with TCP and UDP.
     pub ports: Vec<(u16, u16)>,
     /// ICMP type and, if given, code.
@@ -329,6 +330,9 @@ pub struct ContainerInfo {
     pub events: Vec<String>,
     /// Its directory in the depot.
     pub path: PathBuf,
+    /// Where it is reached.
+    #[serde(default)]
+    pub addresses: Addresses,
     /// Its properties.
     pub properties: BTreeMap<String, String>,
     /// Its processes and peas that have not ended.
@@ -337,6 +341,135 @@ pub struct ContainerInfo {
     pub mapped_ports: Vec<PortMapping>,
     /// Its limits.
     pub limits: Limits,
+}
+
+/// The addresses of a container; `None` where there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// The host's end of the container's network.
+    pub host: Option<IpAddr>,
+    /// The container's own.
+    pub container: Option<IpAddr>,
+    /// The container's own in IPv6.
+    pub container_v6: Option<IpAddr>,
+    /// The one by which the host is known outside.
+    pub external: Option<IpAddr>,
+}
+
+/// What one server can hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Bytes of memory of the host.
+    pub memory_bytes: u64,
+    /// Bytes of the disk under the root filesystems.
+    pub disk_bytes: u64,
+    /// Bytes of it that containers may be promised.
+    pub schedulable_disk_bytes: u64,
+    /// Containers.
+    pub max_containers: u64,
+}
+
+/// What a container, or a pea, uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// `memory.stat` of its cgroup, by the kernel's own names (v1 or v2), in bytes and counts.
+    pub memory_stat: BTreeMap<String, u64>,
+    /// Bytes that count towards its memory limit, without what the kernel could drop at once.
+    pub memory_bytes: u64,
+    /// Processor time.
+    pub cpu: CpuMetrics,
+    /// Its root filesystem.
+    pub disk: DiskMetrics,
+    /// Its network, where it has one of its own.
+    pub network: Option<NetworkMetrics>,
+    /// Processes and threads now.
+    pub pids: u64,
+    /// Processes and threads allowed; `None` is unlimited.
+    pub max_pids: Option<u64>,
+    /// How long it has existed.
+    pub age: Duration,
+    /// Processor time it was entitled to by its shares since it was made; zero for a pea.
+    pub cpu_entitlement: Duration,
+}
+
+/// Processor time since creation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuMetrics {
+    /// All of it.
+    pub usage: Duration,
+    /// In user mode.
+    pub user: Duration,
+    /// In the kernel.
+    pub system: Duration,
+}
+
+/// What a root filesystem holds. The total is never less than the exclusive part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMetrics {
+    /// Bytes, with those of the image.
+    pub total_bytes: u64,
+    /// Inodes, with those of the image.
+    pub total_inodes: u64,
+    /// Bytes that the container wrote.
+    pub exclusive_bytes: u64,
+    /// Inodes that the container made.
+    pub exclusive_inodes: u64,
+}
+
+/// Bytes through a container's network device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkMetrics {
+    /// Received by the container.
+    pub rx_bytes: u64,
+    /// Sent by the container.
+    pub tx_bytes: u64,
+}
+
+/// What is left to clean up behind containers and peas that have ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeardownStatus {
+    /// Jobs that are not done.
+    pub depth: usize,
+    /// Age of the oldest of them, in milliseconds.
+    pub oldest_ms: Option<u64>,
+    /// Attempts that failed since the server started.
+    pub failures: u64,
+    /// Those jobs.
+    pub jobs: Vec<TeardownJob>,
+    /// Time spent by stage, since the server started.
+    pub stages: Vec<TeardownStage>,
+}
+
+/// One container or pea that is being cleaned up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeardownJob {
+    /// The container.
+    pub container: String,
+    /// The pea, if it is one.
+    pub pea: Option<String>,
+    /// The stage it is in.
+    pub stage: String,
+    /// Attempts at this stage that failed.
+    pub attempts: u32,
+    /// Why the last one failed.
+    pub last_error: Option<String>,
+    /// Whether the stage exceeded its deadline and was moved aside.
+    pub stuck: bool,
+    /// Since when it waits, in milliseconds.
+    pub age_ms: u64,
+}
+
+/// How long one stage of teardown takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeardownStage {
+    /// Its name.
+    pub stage: String,
+    /// How often it ran.
+    pub runs: u64,
+    /// All its runs together, in microseconds.
+    pub total_us: u64,
+    /// The longest, in microseconds.
+    pub longest_us: u64,
 }
 
 /// A process or a pea as a user sees it.

@@ -1,0 +1,219 @@
+//! The last steps of a process before it becomes the user's program.
+//!
+//! libcontainer calls this in the new process, which already has its namespaces, its root and
+//! its user, but still every capability of its user namespace. The order matters and is the
+//! security of the thing:
+//!
+//! 1. the working directory (made if asked for) while it can still be entered,
+//! 2. the cgroups: from here on the container's limits apply, and not earlier,
+//! 3. resource limits,
+//! 4. the seccomp program, while the capability for it is held (`no_new_privs` is off by
+//!    default, because setuid programs must work),
+//! 5. the capability sets, reduced to what the process may have,
+//! 6. execve. It closes every descriptor above 2: all are close-on-exec by then.
+//!
+//! What fails is reported through a pipe that the successful execve closes.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::fd::RawFd;
+
+use garden_wire::{Failure, FailureKind};
+use libcontainer::oci_spec::runtime::{LinuxCapabilities, Spec};
+use libcontainer::syscall::syscall::create_syscall;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+
+use crate::failure::{Result, Step as _, other};
+use crate::seccomp::Program;
+use crate::sys;
+
+/// What the executor does; descriptors by number, because it crosses libcontainer's clones.
+#[derive(Clone)]
+pub(crate) struct GardenExecutor {
+    /// The program of a container's init; `None`: what the specification names.
+    pub(crate) init: Option<RawFd>,
+    /// cgroup files to join by writing `0`.
+    pub(crate) cgroups: Vec<RawFd>,
+    /// The seccomp program, unless privileged.
+    pub(crate) seccomp: Option<std::rc::Rc<Program>>,
+    /// The final capability sets.
+    pub(crate) capabilities: LinuxCapabilities,
+    /// Resource limits: number, soft and hard value.
+    pub(crate) limits: Vec<(rustix::process::Resource, u64)>,
+    /// The working directory.
+    pub(crate) directory: String,
+    /// Whether it is made when missing.
+    pub(crate) make_directory: bool,
+    /// Where a failure is written.
+    pub(crate) report: RawFd,
+}
+
+impl GardenExecutor {
+    fn become_program(&self, spec: &Spec) -> Failure {
+        match self.prepare(spec) {
+            Ok((arguments, environment)) => match self.init {
+                Some(init) => {
+                    let error = sys::execute_file(sys::borrow(init), &arguments, &environment);
+                    other(format!("cannot start the container's init: {error}"))
+                }
+                None => execute(&arguments, &environment),
+            },
+            Err(failure) => failure,
+        }
+    }
+
+    fn prepare(&self, spec: &Spec) -> Result<(Vec<CString>, Vec<CString>)> {
+        let process = spec
+            .process()
+            .as_ref()
+            .ok_or_else(|| other("no process in the spec"))?;
+        let arguments = c_strings(process.args().as_deref().unwrap_or_default(), "argument")?;
+        let environment = c_strings(
+            process.env().as_deref().unwrap_or_default(),
+            "environment entry",
+        )?;
+        self.enter_directory()?;
+        for file in &self.cgroups {
+            rustix::io::write(sys::borrow(*file), b"0").step("cannot join the cgroup")?;
+        }
+        for (resource, value) in &self.limits {
+            let limit = rustix::process::Rlimit {
+                current: Some(*value),
+                maximum: Some(*value),
+            };
+            rustix::process::setrlimit(*resource, limit).step(&format!(
+                "cannot set the resource limit {resource:?} to {value}"
+            ))?;
+        }
+        if let Some(program) = &self.seccomp {
+            sys::load_seccomp(program).step("cannot load the seccomp program")?;
+        }
+        libcontainer::capabilities::drop_privileges(&self.capabilities, create_syscall().as_ref())
+            .step("cannot reduce the capabilities")?;
+        Ok((arguments, environment))
+    }
+
+    fn enter_directory(&self) -> Result<()> {
+        let failed = |error: std::io::Error| Failure {
+            kind: FailureKind::WorkingDirectory,
+            message: format!(
+                "cannot enter the working directory {}: {error}",
+                self.directory
+            ),
+        };
+        if self.make_directory {
+            std::fs::create_dir_all(&self.directory).map_err(failed)?;
+        }
+        std::env::set_current_dir(&self.directory).map_err(failed)?;
+        // A directory that leaked in from the host would be outside this root; the kernel says
+        // so (CVE-2024-21626).
+        match rustix::process::getcwd(Vec::new()) {
+            Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
+            _ => Err(Failure {
+                kind: FailureKind::WorkingDirectory,
+                message: format!(
+                    "the working directory {} is outside the root",
+                    self.directory
+                ),
+            }),
+        }
+    }
+}
+
+fn c_strings(texts: &[String], what: &str) -> Result<Vec<CString>> {
+    texts
+        .iter()
+        .map(|text| CString::new(text.as_str()).step(&format!("a zero byte in an {what}")))
+        .collect()
+}
+
+/// Looks the program up and becomes it. Returns only a failure.
+fn execute(arguments: &[CString], environment: &[CString]) -> Failure {
+    let Some(name) = arguments.first().and_then(|first| first.to_str().ok()) else {
+        return other("the executable's name is empty or not UTF-8");
+    };
+    if name.is_empty() {
+        return not_found(name, "no executable was named");
+    }
+    if name.contains('/') {
+        let Ok(path) = CString::new(name) else {
+            return not_found(name, "a zero byte");
+        };
+        return explain(name, name, &sys::execute(&path, arguments, environment));
+    }
+    let search = environment
+        .iter()
+        .rev()
+        .find_map(|entry| entry.to_str().ok()?.strip_prefix("PATH="))
+        .unwrap_or("/usr/local/bin:/usr/bin:/bin");
+    let mut refused = None;
+    for directory in search
+        .split(':')
+        .filter(|directory| directory.starts_with('/'))
+    {
+        let candidate = format!("{}/{name}", directory.trim_end_matches('/'));
+        let Ok(path) = CString::new(candidate.as_str()) else {
+            continue;
+        };
+        let error = sys::execute(&path, arguments, environment);
+        let absent = matches!(
+            error.raw_os_error(),
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG)
+        );
+        if !absent || std::fs::symlink_metadata(&candidate).is_ok() {
+            refused.get_or_insert_with(|| explain(name, &candidate, &error));
+        }
+    }
+    refused.unwrap_or_else(|| not_found(name, "executable file not found in $PATH"))
+}
+
+fn explain(name: &str, path: &str, error: &std::io::Error) -> Failure {
+    let missing = error.raw_os_error() == Some(libc::ENOENT);
+    if missing && std::fs::metadata(path).is_err() {
+        return not_found(name, &format!("stat {path}: no such file or directory"));
+    }
+    let hint = if missing {
+        " (its interpreter or loader is not in the image)"
+    } else if error.raw_os_error() == Some(libc::ENOEXEC) {
+        " (not a program of this machine, or a script without #!)"
+    } else {
+        ""
+    };
+    Failure {
+        kind: FailureKind::NotExecutable,
+        message: format!("exec: \"{name}\": {path}: {error}{hint}"),
+    }
+}
+
+/// The wording is the one that clients of Guardian match.
+fn not_found(name: &str, detail: &str) -> Failure {
+    Failure {
+        kind: FailureKind::ExecutableNotFound,
+        message: format!("unable to start container process: exec: \"{name}\": {detail}"),
+    }
+}
+
+impl Executor for GardenExecutor {
+    fn exec(&self, spec: &Spec) -> std::result::Result<(), ExecutorError> {
+        let failure = self.become_program(spec);
+        let text = serde_json::to_vec(&failure).unwrap_or_default();
+        let _ = rustix::io::write(sys::borrow(self.report), &text);
+        // Not an error to libcontainer: it would report it a second time, as text, and its
+        // own ending runs the exit handlers of the cloned process.
+        sys::exit(127)
+    }
+
+    fn validate(&self, _: &Spec) -> std::result::Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    fn setup_envs(
+        &self,
+        _: HashMap<String, String>,
+    ) -> std::result::Result<(), ExecutorSetEnvsError> {
+        // The environment goes to execve as the specification has it: its order is kept.
+        Ok(())
+    }
+}

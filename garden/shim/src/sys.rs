@@ -1,0 +1,171 @@
+//! The shim's fence: the calls that need `unsafe`, one a function.
+//!
+//! Used by the zygote, the supervisor and the executor. All of it relies on one fact: this
+//! program never has a second thread.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+
+/// Which side of a fork this is.
+pub(crate) enum Fork {
+    /// The new process.
+    Child,
+    /// The old one, and the new one's pid.
+    Parent(rustix::process::Pid),
+}
+
+/// Forks. The child has every descriptor of the parent and must end by [`exit`].
+pub(crate) fn fork() -> io::Result<Fork> {
+    // SAFETY: the process has one thread, so the child's memory, allocator included, is in a
+    // consistent state and any code may run in it.
+    match unsafe { libc::fork() } {
+        0 => Ok(Fork::Child),
+        pid => rustix::process::Pid::from_raw(pid)
+            .map(Fork::Parent)
+            .ok_or_else(io::Error::last_os_error)
+            .and_then(|fork| {
+                if pid < 0 {
+                    Err(io::Error::last_os_error())
+                } else {
+                    Ok(fork)
+                }
+            }),
+    }
+}
+
+/// Ends the process at once: no destructors, no buffers of the parent flushed a second time.
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: `_exit` takes any integer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Loads a seccomp program for this process and what it becomes.
+///
+/// Needs `no_new_privs` or `CAP_SYS_ADMIN` in the process's user namespace (seccomp(2)).
+pub(crate) fn load_seccomp(program: &[libc::sock_filter]) -> io::Result<()> {
+    let length =
+        u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let description = libc::sock_fprog {
+        len: length,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: `description` and the instructions that it points to outlive the call; the kernel
+    // copies them and writes to neither.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+            &raw const description,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
+}
+
+/// Becomes the program at `path`. Returns only when that failed.
+pub(crate) fn execute(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let arguments = pointers(arguments);
+    let environment = pointers(environment);
+    // SAFETY: both arrays end with a null pointer and point to strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Becomes the program in the open file `program`. Returns only when that failed.
+pub(crate) fn execute_file(
+    program: BorrowedFd<'_>,
+    arguments: &[CString],
+    environment: &[CString],
+) -> io::Error {
+    let arguments = pointers(arguments);
+    let environment = pointers(environment);
+    // SAFETY: both arrays end with a null pointer and point to strings that outlive the call, as
+    // does the empty path; the descriptor is open.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// A descriptor whose number was chosen in another process of the same descriptor table.
+///
+/// The worker passes numbers through libcontainer, which knows only raw ones.
+pub(crate) fn borrow(number: i32) -> BorrowedFd<'static> {
+    // SAFETY: called only with numbers of descriptors that the worker holds open until the
+    // process ends or becomes another program, and never with -1.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Writes one line to standard error, which is the server's log. Never fails, never panics.
+pub(crate) fn log(line: &str) {
+    let text = format!("{line}\n");
+    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+}
+
+/// Gives this process a mount namespace of its own, a copy of the current one.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: `unshare` takes flags only; nothing else runs in this process that could be
+    // surprised by the change of namespace.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Moves this process into a new user namespace, as yet without id maps.
+pub(crate) fn unshare_users() -> io::Result<()> {
+    // SAFETY: `unshare` takes flags only, and the process has one thread, as this flag demands.
+    if unsafe { libc::unshare(libc::CLONE_NEWUSER) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Makes orphans of this process's descendants its children.
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    // SAFETY: this option takes one integer.
+    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Closes a forked child's copy of a descriptor that its parent goes on using.
+pub(crate) fn close_inherited(descriptor: &OwnedFd) {
+    // SAFETY: the child never uses `descriptor` again: it does not return to the code that owns
+    // it, and ends by `exit`, which runs no destructor.
+    unsafe { libc::close(descriptor.as_raw_fd()) };
+}
+
+/// Closes every descriptor from `first` on. For the program's very start, when none is in use.
+pub(crate) fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: takes three integers; called before this program has opened anything.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,204 @@
+//! The zygote: prepares once what every shim needs, then forks a shim whenever the server asks.
+//!
+//! It ends when the server's end of its socket closes. The shims do not: each is in a session of
+//! its own, and belongs to nobody but its pod.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use garden_wire::{PROTOCOL, ZygoteReply, ZygoteRequest};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::process::{PidfdFlags, WaitId, WaitIdOptions};
+
+use crate::failure::{Result, Step as _, other};
+use crate::seccomp::Program;
+use crate::supervisor::Supervisor;
+use crate::{seccomp, stage, sys};
+
+/// The container's init, built by `build.rs`.
+const INIT_PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/garden-init"));
+
+/// The zygote's command line: the server's socket is its standard input.
+pub(crate) struct Options {
+    cgroup2: Option<String>,
+}
+
+impl Options {
+    /// Reads `[--cgroup2 PATH]`.
+    pub(crate) fn parse(
+        mut arguments: impl Iterator<Item = String>,
+    ) -> std::result::Result<Self, String> {
+        let mut options = Self { cgroup2: None };
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--cgroup2" => {
+                    let path = arguments.next().ok_or("--cgroup2 needs a path")?;
+                    options.cgroup2 = Some(path);
+                }
+                unknown => return Err(format!("unknown argument {unknown}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// What every shim inherits.
+struct Prepared {
+    seccomp: Rc<Program>,
+    init: Rc<OwnedFd>,
+}
+
+/// Runs the zygote until the server is gone.
+pub(crate) fn run(options: &Options) -> ExitCode {
+    // Whatever the server's own parent left open would otherwise live as long as any pod.
+    if let Err(error) = sys::close_from(3) {
+        sys::log(&format!(
+            "garden-shim: cannot close inherited descriptors: {error}"
+        ));
+        return ExitCode::FAILURE;
+    }
+    let socket = match take_socket() {
+        Ok(socket) => socket,
+        Err(failure) => {
+            sys::log(&format!("garden-shim: {}", failure.message));
+            return ExitCode::FAILURE;
+        }
+    };
+    let prepared = match prepare(options) {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            let reply = ZygoteReply::Failed {
+                message: failure.message,
+            };
+            let _ = garden_wire::send(socket.as_fd(), &reply, &[]);
+            return ExitCode::FAILURE;
+        }
+    };
+    let ready = ZygoteReply::Ready {
+        protocol: PROTOCOL,
+        seccomp_instructions: prepared.seccomp.len(),
+    };
+    if garden_wire::send(socket.as_fd(), &ready, &[]).is_err() {
+        return ExitCode::FAILURE;
+    }
+    serve(&socket, &prepared)
+}
+
+/// Moves the socket away from standard input, which processes of containers will use.
+fn take_socket() -> Result<OwnedFd> {
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
+        .step("standard input is not the server's socket")?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .step("cannot open /dev/null")?;
+    rustix::stdio::dup2_stdin(&null).step("cannot replace standard input")?;
+    rustix::stdio::dup2_stdout(&null).step("cannot replace standard output")?;
+    Ok(socket)
+}
+
+fn prepare(options: &Options) -> Result<Prepared> {
+    let seccomp = seccomp::compile()?;
+    stage::enter(options.cgroup2.as_deref())?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    Ok(Prepared {
+        seccomp: Rc::new(seccomp),
+        init: Rc::new(init_program()?),
+    })
+}
+
+/// The init program in a memory file that nobody, a container included, can change.
+fn init_program() -> Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = rustix::fs::memfd_create("garden-init", flags)
+        .step("cannot make a memory file for the init program")?;
+    let mut file = std::fs::File::from(file);
+    std::io::Write::write_all(&mut file, INIT_PROGRAM).step("cannot write the init program")?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o755)).step("cannot set its mode")?;
+    rustix::fs::fcntl_add_seals(
+        &file,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )
+    .step("cannot seal the init program")?;
+    Ok(file.into())
+}
+
+fn serve(socket: &OwnedFd, prepared: &Prepared) -> ExitCode {
+    loop {
+        let received = match garden_wire::receive::<ZygoteRequest>(socket.as_fd()) {
+            Ok(received) => received,
+            Err(garden_wire::PacketError::Closed) => return ExitCode::SUCCESS,
+            Err(error) => {
+                sys::log(&format!(
+                    "garden-shim: the server's request is unusable: {error}"
+                ));
+                return ExitCode::FAILURE;
+            }
+        };
+        reap();
+        let ZygoteRequest::Spawn { handle } = received.value;
+        let sent = match spawn(socket, prepared, received.descriptors, &handle) {
+            Ok((pid, pidfd)) => garden_wire::send(
+                socket.as_fd(),
+                &ZygoteReply::Spawned { pid },
+                &[pidfd.as_fd()],
+            ),
+            Err(failure) => {
+                let reply = ZygoteReply::Failed {
+                    message: failure.message,
+                };
+                garden_wire::send(socket.as_fd(), &reply, &[])
+            }
+        };
+        if sent.is_err() {
+            return ExitCode::SUCCESS;
+        }
+    }
+}
+
+/// Collects shims that have ended since the last request.
+fn reap() {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    while let Ok(Some(_)) = rustix::process::waitid(WaitId::All, options) {}
+}
+
+fn spawn(
+    socket: &OwnedFd,
+    prepared: &Prepared,
+    descriptors: Vec<OwnedFd>,
+    handle: &str,
+) -> Result<(u32, OwnedFd)> {
+    let mut descriptors = descriptors.into_iter();
+    let (Some(listener), Some(records)) = (descriptors.next(), descriptors.next()) else {
+        return Err(other("a shim needs its socket and its record directory"));
+    };
+    match sys::fork().step("cannot fork a shim")? {
+        sys::Fork::Parent(pid) => {
+            let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+                .step("cannot get hold of the new shim")?;
+            Ok((pid.as_raw_nonzero().get().unsigned_abs(), pidfd))
+        }
+        sys::Fork::Child => {
+            // The zygote's socket must close with the zygote and the server, not live on here.
+            sys::close_inherited(socket);
+            become_shim(prepared, listener, records, handle)
+        }
+    }
+}
+
+fn become_shim(prepared: &Prepared, listener: OwnedFd, records: OwnedFd, handle: &str) -> ! {
+    let title: String = format!("gn:{handle}").chars().take(15).collect();
+    let _ = std::fs::write("/proc/self/comm", title);
+    let setup = rustix::process::setsid()
+        .map_err(std::io::Error::from)
+        .and_then(|_| sys::become_subreaper());
+    if let Err(error) = setup {
+        sys::log(&format!(
+            "garden-shim: cannot set up the shim of {handle}: {error}"
+        ));
+        sys::exit(1);
+    }
+    let seccomp = Rc::clone(&prepared.seccomp);
+    let init = Rc::clone(&prepared.init);
+    Supervisor::new(listener, records, seccomp, init).run();
+    sys::exit(0)
+}

@@ -1,0 +1,168 @@
+//! What the API server needs of whoever manages containers.
+//!
+//! Declared by its consumer: the manager implements it, tests play it. All calls are in domain
+//! types and may run at the same time, for the same container too; each must stay correct when
+//! the container is destroyed under it. No call is ever cancelled half-way, not even by a client
+//! that leaves.
+//!
+//! Errors: [`Error::ContainerNotFound`] for every call on a handle that does not exist.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+
+use crate::error::Error;
+use crate::model::{
+    Capacity, ContainerInfo, ContainerSpec, Handle, Limits, Metrics, NetOutRule, PortMapping,
+    ProcessId, ProcessSpec, TeardownStatus,
+};
+use crate::process::Attachment;
+
+/// An uncompressed tar archive on its way in or out. A read error means that it is cut short.
+pub type TarStream = Pin<Box<dyn AsyncRead + Send>>;
+
+/// Which containers a list names: those that have every property with its value.
+///
+/// As Guardian has it: an empty value also matches a container that lacks the property; the key
+/// `garden.state` with `all` matches every container, with `created` (implied when the key is
+/// absent) only finished ones.
+pub type Filters = BTreeMap<String, String>;
+
+/// Files to put into a container.
+pub struct StreamIn {
+    /// Who owns them; root when empty.
+    pub user: String,
+    /// Where they go; made when missing; relative to the user's home.
+    pub destination: String,
+    /// The files.
+    pub tar: TarStream,
+}
+
+/// A manager of containers.
+pub trait Backend: Send + Sync + 'static {
+    /// Whether it can serve. Cheap.
+    fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// What it can hold.
+    fn capacity(&self) -> impl Future<Output = Result<Capacity, Error>> + Send;
+
+    /// Creates a container; returns when it can run processes. Leaves nothing when it fails.
+    fn create(&self, spec: ContainerSpec) -> impl Future<Output = Result<Handle, Error>> + Send;
+
+    /// Destroys a container with all that runs in it. At most one call runs per handle.
+    fn destroy(&self, handle: &Handle) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Names the containers that match.
+    fn list(&self, filters: &Filters) -> impl Future<Output = Result<Vec<Handle>, Error>> + Send;
+
+    /// Describes a container.
+    fn info(&self, handle: &Handle) -> impl Future<Output = Result<ContainerInfo, Error>> + Send;
+
+    /// Measures a container, or the running pea with this id.
+    fn metrics(&self, handle: &Handle) -> impl Future<Output = Result<Metrics, Error>> + Send;
+
+    /// Ends all processes of a container but its init: at once with `kill`, else with SIGTERM
+    /// and about 10 s of patience. Returns when they are gone; stubborn ones are no error.
+    fn stop(&self, handle: &Handle, kill: bool) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Starts a process or a pea. What cannot be started is an error here, not an exit.
+    fn run(
+        &self,
+        handle: &Handle,
+        spec: ProcessSpec,
+    ) -> impl Future<Output = Result<Attachment, Error>> + Send;
+
+    /// Joins a process or a pea, also one that ended and is remembered.
+    fn attach(
+        &self,
+        handle: &Handle,
+        process: &ProcessId,
+    ) -> impl Future<Output = Result<Attachment, Error>> + Send;
+
+    /// Unpacks files; returns when they are there.
+    fn stream_in(
+        &self,
+        handle: &Handle,
+        files: StreamIn,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Packs a file or a directory (its content only when `source` ends in `/`) as `user` (root
+    /// when empty). The stream is dropped early by a client that has enough.
+    fn stream_out(
+        &self,
+        handle: &Handle,
+        user: &str,
+        source: &str,
+    ) -> impl Future<Output = Result<TarStream, Error>> + Send;
+
+    /// All properties.
+    fn properties(
+        &self,
+        handle: &Handle,
+    ) -> impl Future<Output = Result<BTreeMap<String, String>, Error>> + Send;
+
+    /// One property, if it is there.
+    fn property(
+        &self,
+        handle: &Handle,
+        key: &str,
+    ) -> impl Future<Output = Result<Option<String>, Error>> + Send;
+
+    /// Sets a property.
+    fn set_property(
+        &self,
+        handle: &Handle,
+        key: String,
+        value: String,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes a property; one that is not there is no error.
+    fn remove_property(
+        &self,
+        handle: &Handle,
+        key: &str,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// How long a container may be unused; `None` is for ever. The API server keeps the time and
+    /// calls [`Backend::destroy`].
+    fn grace_time(
+        &self,
+        handle: &Handle,
+    ) -> impl Future<Output = Result<Option<Duration>, Error>> + Send;
+
+    /// Records a new grace time.
+    fn set_grace_time(
+        &self,
+        handle: &Handle,
+        grace_time: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// The limits of a container.
+    fn limits(&self, handle: &Handle) -> impl Future<Output = Result<Limits, Error>> + Send;
+
+    /// Maps a port into a container; returns the mapping with what was allocated.
+    fn net_in(
+        &self,
+        handle: &Handle,
+        mapping: PortMapping,
+    ) -> impl Future<Output = Result<PortMapping, Error>> + Send;
+
+    /// Allows outgoing traffic: all rules or, with an error, none of them.
+    fn net_out(
+        &self,
+        handle: &Handle,
+        rules: Vec<NetOutRule>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// What is left to clean up.
+    fn teardown(&self) -> impl Future<Output = Result<TeardownStatus, Error>> + Send;
+
+    /// Waits until nothing is left to clean up, at most `patience`; returns what is left then.
+    fn teardown_wait(
+        &self,
+        patience: Duration,
+    ) -> impl Future<Output = Result<TeardownStatus, Error>> + Send;
+}

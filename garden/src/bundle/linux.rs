@@ -1,0 +1,43 @@
+//! Rules: masked paths and id maps.
+
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
+
+use super::{IdRange, invalid};
+use crate::error::Error;
+
+/// Paths that tell of the host, or reach it, and that a user namespace does not protect.
+const MASKED: [&str; 12] = [
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/kernel/debug",
+];
+
+pub(super) fn masked_paths(privileged: bool) -> Vec<String> {
+    if privileged {
+        return Vec::new();
+    }
+    MASKED.iter().map(|path| (*path).to_owned()).collect()
+}
+
+pub(super) fn id_mappings(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>, Error> {
+    ranges
+        .iter()
+        .map(|range| {
+            LinuxIdMappingBuilder::default()
+                .container_id(range.inside)
+                .host_id(range.outside)
+                .size(range.size)
+                .build()
+                .map_err(invalid)
+        })
+        .collect()
+}

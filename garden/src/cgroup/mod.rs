@@ -1,0 +1,417 @@
+//! Control groups of containers and peas, in whatever hierarchies the host has.
+//!
+//! ```text
+//! <hierarchy>/garden[-tag]/<container>            limits; v1: its processes
+//! <hierarchy>/garden[-tag]/<container>/init       v2 only: its processes
+//! <hierarchy>/garden[-tag]/<container>/<pea>      a pea that shares the container's limits
+//! <hierarchy>/garden[-tag]/<pea>                  a pea with limits of its own
+//! ```
+//!
+//! On cgroup v2 a group with processes cannot hand controllers to its children, hence `init`.
+//! On a hybrid host the v1 controllers limit, and the unified hierarchy, although it has no
+//! controllers, gives what v1 lacks: killing a whole group at once and knowing when it is empty.
+//!
+//! Garden writes these files itself: they are on the path of every create and every exit.
+//! A process joins as its own last step before it becomes the user's program, through the open
+//! files of [`Group::joins`]; so limits neither slow nor count the set-up. All calls here block
+//! (a removal may wait for the kernel): run them on worker threads.
+
+mod files;
+mod host;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub use host::{Hierarchies, Hierarchy};
+
+use crate::model::Limits;
+
+/// Where the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {}", path.display())]
+pub struct CgroupError {
+    doing: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.to_owned();
+    move |source| CgroupError {
+        doing,
+        path,
+        source,
+    }
+}
+
+/// The groups of one server.
+#[derive(Debug, Clone)]
+pub struct Cgroups {
+    hierarchies: Hierarchies,
+    /// Name of the parent of all groups, relative to each hierarchy's mount.
+    parent: PathBuf,
+}
+
+/// Where a group is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// A container.
+    Container(&'a str),
+    /// A pea inside its container's limits.
+    Nested {
+        /// The container's group.
+        container: &'a str,
+        /// The pea's group.
+        pea: &'a str,
+    },
+    /// A pea with limits of its own.
+    Beside(&'a str),
+}
+
+/// A group that was made: what a process needs to be in it.
+#[derive(Debug)]
+pub struct Group {
+    /// Files to write `0` into, each of which moves the writer into one hierarchy.
+    pub joins: Vec<OwnedFd>,
+    /// The file with its `oom_kill` counter, where the host counts.
+    pub oom: Option<OwnedFd>,
+}
+
+/// Which processes may use which devices (v1 `devices` hierarchy): shared by all containers of
+/// a kind, written once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Devices {
+    /// The default nodes.
+    Unprivileged,
+    /// The default nodes and `/dev/fuse`.
+    Privileged,
+}
+
+impl Cgroups {
+    /// Finds the host's hierarchies and makes the parents of all groups.
+    ///
+    /// # Errors
+    /// When there is no hierarchy at all, or the parents cannot be made.
+    pub fn open(tag: Option<&str>) -> Result<Self, CgroupError> {
+        let hierarchies =
+            Hierarchies::find().map_err(failed("read", Path::new("/proc/self/mountinfo")))?;
+        let parent = PathBuf::from(match tag {
+            Some(tag) => format!("garden-{tag}"),
+            None => "garden".to_owned(),
+        });
+        let cgroups = Self {
+            hierarchies,
+            parent,
+        };
+        for hierarchy in cgroups.hierarchies.used() {
+            let path = hierarchy.path.join(&cgroups.parent);
+            files::make(&path)?;
+            files::prepare_parent(hierarchy, &path)?;
+        }
+        Ok(cgroups)
+    }
+
+    /// The host's hierarchies.
+    pub fn hierarchies(&self) -> &Hierarchies {
+        &self.hierarchies
+    }
+
+    fn relative(&self, place: &Place<'_>) -> PathBuf {
+        match place {
+            Place::Container(name) | Place::Beside(name) => self.parent.join(name),
+            Place::Nested { container, pea } => self.parent.join(container).join(pea),
+        }
+    }
+
+    /// Makes a group with its limits. One of the same name must not exist.
+    ///
+    /// # Errors
+    /// The step the kernel refused; what was made is removed again.
+    pub fn create(
+        &self,
+        place: &Place<'_>,
+        limits: &Limits,
+        devices: Devices,
+    ) -> Result<Group, CgroupError> {
+        // The first directory reserves the name: who fails there has nothing to undo, and must
+        // not remove what belongs to the group's owner.
+        let relative = self.relative(place);
+        if let Some(first) = self.hierarchies.per_group().next() {
+            files::make_new(&first.path.join(&relative))?;
+        }
+        let made = self.make(&relative, place, limits, devices);
+        if made.is_err() {
+            let _ = self.remove_now(place);
+        }
+        made
+    }
+
+    fn make(
+        &self,
+        relative: &Path,
+        place: &Place<'_>,
+        limits: &Limits,
+        devices: Devices,
+    ) -> Result<Group, CgroupError> {
+        let mut group = Group {
+            joins: Vec::new(),
+            oom: None,
+        };
+        for hierarchy in self.hierarchies.per_group() {
+            let path = hierarchy.path.join(relative);
+            files::make(&path)?;
+            files::limit(hierarchy, &path, limits)?;
+            if group.oom.is_none() && hierarchy.has("memory") {
+                group.oom = files::open_oom_counter(hierarchy, &path);
+            }
+            group.joins.push(match (place, hierarchy.unified) {
+                (Place::Container(_), true) => {
+                    files::delegate(&path);
+                    let leaf = path.join("init");
+                    files::make_new(&leaf)?;
+                    files::open_join(hierarchy, &leaf)?
+                }
+                _ => files::open_join(hierarchy, &path)?,
+            });
+        }
+        if let Some(hierarchy) = self.hierarchies.devices() {
+            let path = hierarchy
+                .path
+                .join(&self.parent)
+                .join(files::devices_group(devices));
+            group.joins.push(files::open_join(hierarchy, &path)?);
+        }
+        Ok(group)
+    }
+
+    /// Opens the files by which another process joins a container's group.
+    ///
+    /// # Errors
+    /// When the group is gone.
+    pub fn open_container(&self, container: &str, devices: Devices) -> Result<Group, CgroupError> {
+        let relative = self.relative(&Place::Container(container));
+        let mut group = Group {
+            joins: Vec::new(),
+            oom: None,
+        };
+        for hierarchy in self.hierarchies.per_group() {
+            let path = hierarchy.path.join(&relative);
+            if group.oom.is_none() && hierarchy.has("memory") {
+                group.oom = files::open_oom_counter(hierarchy, &path);
+            }
+            let leaf = if hierarchy.unified {
+                path.join("init")
+            } else {
+                path
+            };
+            group.joins.push(files::open_join(hierarchy, &leaf)?);
+        }
+        if let Some(hierarchy) = self.hierarchies.devices() {
+            let path = hierarchy
+                .path
+                .join(&self.parent)
+                .join(files::devices_group(devices));
+            group.joins.push(files::open_join(hierarchy, &path)?);
+        }
+        Ok(group)
+    }
+
+    /// Writes the limits that would have slowed the set-up: the CPU share.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn limit_cpu(&self, place: &Place<'_>, limits: &Limits) -> Result<(), CgroupError> {
+        let relative = self.relative(place);
+        for hierarchy in self.hierarchies.per_group().filter(|h| h.has("cpu")) {
+            files::limit_cpu(hierarchy, &hierarchy.path.join(&relative), limits)?;
+        }
+        Ok(())
+    }
+
+    /// Kills everything in a group and below it. A group that is gone is no error.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn kill(&self, place: &Place<'_>) -> Result<(), CgroupError> {
+        let relative = self.relative(place);
+        match &self.hierarchies.unified {
+            Some(unified) => files::kill_group(&unified.path.join(&relative)),
+            None => self.hierarchies.per_group().next().map_or(Ok(()), |first| {
+                files::kill_each(&first.path.join(&relative))
+            }),
+        }
+    }
+
+    /// The pids in a group and below it, without order; empty when the group is gone.
+    pub fn processes(&self, place: &Place<'_>) -> Vec<i32> {
+        let relative = self.relative(place);
+        self.hierarchies
+            .unified
+            .iter()
+            .chain(self.hierarchies.per_group())
+            .next()
+            .map(|hierarchy| files::processes(&hierarchy.path.join(&relative)))
+            .unwrap_or_default()
+    }
+
+    /// Removes a group and all below it, waiting up to `patience` for what was killed in it to
+    /// be gone. A group that is gone is no error.
+    ///
+    /// # Errors
+    /// When something in it still lives after that time.
+    pub fn remove(&self, place: &Place<'_>, patience: Duration) -> Result<(), CgroupError> {
+        let deadline = Instant::now() + patience;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match self.remove_now(place) {
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    fn remove_now(&self, place: &Place<'_>) -> Result<(), CgroupError> {
+        let relative = self.relative(place);
+        let mut outcome = Ok(());
+        for hierarchy in self.hierarchies.per_group() {
+            let removed = files::remove_tree(&hierarchy.path.join(&relative));
+            outcome = outcome.and(removed);
+        }
+        outcome
+    }
+
+    /// Names of all groups directly below the parent, in any hierarchy: for finding leftovers.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .hierarchies
+            .per_group()
+            .flat_map(|hierarchy| files::children(&hierarchy.path.join(&self.parent)))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Removes the parents. For a server that leaves nothing behind: its groups must be gone.
+    pub fn remove_parents(&self) {
+        for hierarchy in self.hierarchies.used() {
+            let _ = files::remove_tree(&hierarchy.path.join(&self.parent));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag() -> String {
+        format!("test-{}", uuid::Uuid::new_v4().simple())
+    }
+
+    struct Removed(Cgroups);
+
+    impl Drop for Removed {
+        fn drop(&mut self) {
+            self.0.remove_parents();
+        }
+    }
+
+    #[test]
+    fn root_a_group_is_made_with_limits_and_removed_whole() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED root_a_group_is_made_with_limits_and_removed_whole: needs root");
+            return;
+        }
+        let cgroups = Removed(Cgroups::open(Some(&tag())).unwrap());
+        let limits = Limits {
+            memory_bytes: Some(64 << 20),
+            pids: Some(7),
+            ..Limits::default()
+        };
+        let place = Place::Container("c");
+        let group = cgroups
+            .0
+            .create(&place, &limits, Devices::Unprivileged)
+            .unwrap();
+        assert!(!group.joins.is_empty());
+        assert!(
+            cgroups
+                .0
+                .create(&place, &limits, Devices::Unprivileged)
+                .is_err()
+        );
+        assert_eq!(
+            cgroups.0.names(),
+            ["c"],
+            "the loser must not remove the winner's group"
+        );
+        let nested = Place::Nested {
+            container: "c",
+            pea: "p",
+        };
+        cgroups
+            .0
+            .create(&nested, &Limits::default(), Devices::Unprivileged)
+            .unwrap();
+        let pids = cgroups
+            .0
+            .hierarchies()
+            .per_group()
+            .find(|h| h.has("pids"))
+            .cloned();
+        if let Some(pids) = pids {
+            let file = pids.path.join(&cgroups.0.parent).join("c/pids.max");
+            assert_eq!(std::fs::read_to_string(file).unwrap().trim(), "7");
+        }
+        cgroups.0.remove(&place, Duration::ZERO).unwrap();
+        assert!(cgroups.0.names().is_empty());
+        cgroups.0.remove(&place, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn root_killing_a_group_ends_what_is_in_it() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED root_killing_a_group_ends_what_is_in_it: needs root");
+            return;
+        }
+        let cgroups = Removed(Cgroups::open(Some(&tag())).unwrap());
+        let place = Place::Container("c");
+        let group = cgroups
+            .0
+            .create(&place, &Limits::default(), Devices::Unprivileged)
+            .unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        // From outside one writes the pid, and `cgroup.procs` takes it in both versions.
+        drop(group);
+        for hierarchy in cgroups.0.hierarchies().per_group() {
+            let path = hierarchy.path.join(&cgroups.0.parent).join("c");
+            let path = if hierarchy.unified {
+                path.join("init")
+            } else {
+                path
+            };
+            std::fs::write(path.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
+        assert_eq!(
+            cgroups.0.processes(&place),
+            [i32::try_from(child.id()).unwrap()]
+        );
+        cgroups.0.kill(&place).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&status),
+            Some(9)
+        );
+        cgroups.0.remove(&place, Duration::from_secs(10)).unwrap();
+    }
+}

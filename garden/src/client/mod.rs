@@ -1,0 +1,1 @@
+//! The client side of the Garden wire API.

@@ -1,0 +1,8 @@
+//! Processes and peas as the rest of the crate meets them.
+//!
+//! [`attachment`] is how whoever runs processes hands one to whoever speaks to its user. It must
+//! never know of a wire format.
+
+pub mod attachment;
+
+pub use attachment::{Attachment, Control};

@@ -1,0 +1,176 @@
+//! The server's side of the zygote: started with the server, asked for a shim per container.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use garden_wire::{PROTOCOL, ZygoteReply, ZygoteRequest};
+use tokio::sync::Mutex;
+
+use super::socket::PacketSocket;
+use crate::error::Error;
+use crate::model::Handle;
+
+/// How the zygote is started.
+#[derive(Debug, Clone)]
+pub struct ZygoteOptions {
+    /// The `garden-shim` executable.
+    pub program: PathBuf,
+    /// Where the host's cgroup2 hierarchy is mounted, if anywhere.
+    pub cgroup2: Option<PathBuf>,
+}
+
+/// A running zygote; started again when found dead.
+pub struct Zygote {
+    options: ZygoteOptions,
+    running: Mutex<Running>,
+}
+
+struct Running {
+    child: Child,
+    socket: PacketSocket,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It ends by itself when our end of the socket closes; this collects it, if it has.
+        let _ = self.child.try_wait();
+    }
+}
+
+impl Zygote {
+    /// Starts it and waits until it is prepared (tens of milliseconds: it compiles the seccomp
+    /// program).
+    ///
+    /// # Errors
+    /// When the program is missing, or the host refuses what it needs: the text says which.
+    pub async fn start(options: ZygoteOptions) -> Result<Self, Error> {
+        let running = Running::start(&options).await?;
+        Ok(Self {
+            options,
+            running: Mutex::new(running),
+        })
+    }
+
+    /// Makes a shim that listens on `listener` and writes exit records below `records`.
+    /// Returns its pid and pidfd.
+    ///
+    /// # Errors
+    /// When the zygote cannot fork, or cannot be started again after it died.
+    pub async fn spawn(
+        &self,
+        handle: &Handle,
+        listener: &OwnedFd,
+        records: &OwnedFd,
+    ) -> Result<(u32, OwnedFd), Error> {
+        let mut running = self.running.lock().await;
+        match running.spawn(handle, listener, records).await {
+            Err(SpawnError::Gone) => {
+                tracing::warn!("the zygote is gone; starting another");
+                *running = Running::start(&self.options).await?;
+                running
+                    .spawn(handle, listener, records)
+                    .await
+                    .map_err(Error::from)
+            }
+            outcome => outcome.map_err(Error::from),
+        }
+    }
+}
+
+enum SpawnError {
+    Gone,
+    Refused(String),
+}
+
+impl From<SpawnError> for Error {
+    fn from(error: SpawnError) -> Self {
+        match error {
+            SpawnError::Gone => Error::host("cannot make a shim", "the zygote died twice"),
+            SpawnError::Refused(message) => Error::host("cannot make a shim", message),
+        }
+    }
+}
+
+impl Running {
+    async fn start(options: &ZygoteOptions) -> Result<Self, Error> {
+        let failed = |doing: &str| {
+            let doing = format!("{doing} {}", options.program.display());
+            move |error: std::io::Error| Error::host(doing, error)
+        };
+        let (ours, theirs) =
+            garden_wire::socket_pair().map_err(failed("cannot make a socket for"))?;
+        let child = command(&options.program, options.cgroup2.as_deref(), theirs)
+            .spawn()
+            .map_err(failed("cannot start the supervisor program"))?;
+        let socket = PacketSocket::new(ours).map_err(failed("cannot use the socket of"))?;
+        let running = Self { child, socket };
+        let ready = running
+            .socket
+            .receive::<ZygoteReply>()
+            .await
+            .map_err(|error| Error::host("the zygote ended before it was ready", error))?;
+        match ready.value {
+            ZygoteReply::Ready { protocol, .. } if protocol != PROTOCOL => Err(Error::host(
+                format!("{} is of another release", options.program.display()),
+                format!("it speaks protocol {protocol}, this server {PROTOCOL}"),
+            )),
+            ZygoteReply::Ready {
+                seccomp_instructions,
+                ..
+            } => {
+                tracing::info!(
+                    pid = running.child.id(),
+                    seccomp_instructions,
+                    "zygote ready"
+                );
+                Ok(running)
+            }
+            ZygoteReply::Failed { message } => Err(Error::host(
+                "the zygote cannot prepare itself on this host",
+                message,
+            )),
+            ZygoteReply::Spawned { .. } => Err(Error::host(
+                "the zygote is out of step",
+                "it answered before it was asked",
+            )),
+        }
+    }
+
+    async fn spawn(
+        &mut self,
+        handle: &Handle,
+        listener: &OwnedFd,
+        records: &OwnedFd,
+    ) -> Result<(u32, OwnedFd), SpawnError> {
+        let request = ZygoteRequest::Spawn {
+            handle: handle.to_string(),
+        };
+        let descriptors = [listener.as_fd(), records.as_fd()];
+        self.socket
+            .send(&request, &descriptors)
+            .await
+            .map_err(|_| SpawnError::Gone)?;
+        let reply = self
+            .socket
+            .receive::<ZygoteReply>()
+            .await
+            .map_err(|_| SpawnError::Gone)?;
+        match (reply.value, reply.descriptors.into_iter().next()) {
+            (ZygoteReply::Spawned { pid }, Some(pidfd)) => Ok((pid, pidfd)),
+            (ZygoteReply::Failed { message }, _) => Err(SpawnError::Refused(message)),
+            _ => Err(SpawnError::Gone),
+        }
+    }
+}
+
+/// The environment is empty: nothing of the server's may reach a container through it.
+fn command(program: &Path, cgroup2: Option<&Path>, socket: OwnedFd) -> Command {
+    let mut command = Command::new(program);
+    command.arg("zygote").env_clear().current_dir("/");
+    if let Some(path) = cgroup2 {
+        command.arg("--cgroup2").arg(path);
+    }
+    command.stdin(Stdio::from(socket)).stdout(Stdio::null());
+    command
+}

@@ -1,0 +1,289 @@
+//! What the packets say.
+//!
+//! Server → zygote: [`ZygoteRequest`], answered by [`ZygoteReply`]. Server → shim: [`Request`]
+//! in an [`Envelope`]; shim → server: [`FromShim`]. A shim may be older than the server that
+//! talks to it (containers outlive servers), so [`PROTOCOL`] only grows, new fields have
+//! defaults, and the first exchange on each connection is [`Request::Hello`].
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol. A server talks to every shim from 1 up to its own.
+pub const PROTOCOL: u32 = 1;
+
+/// What the zygote is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum ZygoteRequest {
+    /// Make a shim for a pod. Descriptors: its listening socket, its record directory.
+    Spawn {
+        /// The container's handle: for logs and the process title only.
+        handle: String,
+    },
+}
+
+/// What the zygote answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum ZygoteReply {
+    /// The zygote is prepared and takes requests. Sent once, unasked.
+    Ready {
+        /// Its [`PROTOCOL`].
+        protocol: u32,
+        /// Instructions of the seccomp program it compiled.
+        seccomp_instructions: usize,
+    },
+    /// A shim runs. Descriptor: its pidfd.
+    Spawned {
+        /// Its pid on the host.
+        pid: u32,
+    },
+    /// It could not.
+    Failed {
+        /// What failed and why.
+        message: String,
+    },
+}
+
+/// What the server asks a shim, with a number that the answer repeats.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Chosen by the server, unique on the connection.
+    pub sequence: u64,
+    /// The request.
+    pub request: Request,
+}
+
+/// What the server asks a shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Request {
+    /// First on each connection; answered by [`Answer::Hello`].
+    Hello {
+        /// The server's [`PROTOCOL`].
+        protocol: u32,
+    },
+    /// Start a process. Descriptors as `descriptors` lists them.
+    Start(Box<Start>),
+    /// Send a signal to a process, by its pidfd.
+    Signal {
+        /// Its id.
+        id: String,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Let go of the shim's end of a process's standard input.
+    CloseStdin {
+        /// Its id.
+        id: String,
+    },
+    /// Set the size of a process's terminal.
+    Resize {
+        /// Its id.
+        id: String,
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
+    /// Get the server's ends of a process's standard streams again, after a restart.
+    Streams {
+        /// Its id.
+        id: String,
+    },
+    /// Drop what the shim keeps of a process that has ended: its streams and its mount.
+    Forget {
+        /// Its id.
+        id: String,
+    },
+    /// Unpack a tar stream inside the container. Descriptors: the stream.
+    Unpack(Unpack),
+    /// End the shim. Refused while the container's init lives.
+    Shutdown,
+}
+
+/// What kind of process a [`Start`] makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The container's init: new namespaces, a root filesystem, Garden's own init program.
+    Init,
+    /// A process in the container's namespaces and root filesystem.
+    Exec,
+    /// A process with a root filesystem of its own in the container's other namespaces.
+    Pea,
+}
+
+/// What a descriptor of a [`Start`] is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The detached mount of the root filesystem.
+    Rootfs,
+    /// A detached mount that the specification names by [`bind_source`].
+    Bind {
+        /// The index.
+        index: usize,
+        /// Whether it is a directory.
+        directory: bool,
+    },
+    /// A cgroup file to write `0` into, so that the writer joins (v1 `tasks`).
+    Cgroup,
+    /// The process's end of a standard stream: 0, 1 or 2.
+    Stream(u8),
+    /// The other end of a standard stream, kept by the shim while the server may be gone.
+    Keep(u8),
+    /// A file with an `oom_kill` counter (`memory.oom_control` or `memory.events`).
+    OomCounter,
+}
+
+/// What a [`Request::Start`] carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The process's id: names its exit record.
+    pub id: String,
+    /// What it is.
+    pub kind: Kind,
+    /// The OCI runtime specification, as JSON. Namespaces that are the container's carry the
+    /// path [`POD_NAMESPACES`]`/<type>`; the shim puts its own descriptors in their place.
+    pub spec: String,
+    /// The capabilities by OCI name; applied by the shim itself after the seccomp program.
+    pub capabilities: Vec<String>,
+    /// Whether the seccomp program is loaded.
+    pub seccomp: bool,
+    /// Whether the process gets a terminal of this size.
+    #[serde(default)]
+    pub terminal: Option<(u16, u16)>,
+    /// Directories to make below the root if missing, owned by the process's user.
+    #[serde(default)]
+    pub make_cwd: bool,
+    /// What the descriptors are, in order.
+    pub descriptors: Vec<Role>,
+    /// Whether the shim keeps the mount until [`Request::Forget`], so that the last reference is
+    /// not dropped, and paid for, by the process's exit.
+    #[serde(default)]
+    pub keep_mount: bool,
+}
+
+/// Where a specification looks for the namespaces of its pod. Not a real path: see [`Start::spec`].
+pub const POD_NAMESPACES: &str = "/pod/ns";
+
+/// The path from which a specification binds the detached mount [`Role::Bind`]`{ index, .. }`.
+pub fn bind_source(index: usize, directory: bool) -> String {
+    let kind = if directory { "dir" } else { "file" };
+    format!("/stage/bind/{kind}-{index}")
+}
+
+/// What a [`Request::Unpack`] carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpack {
+    /// Host-side ids of nobody: inside the container's user namespace.
+    pub uid: u32,
+    /// As `uid`.
+    pub gid: u32,
+    /// The directory inside the container; made when missing.
+    pub destination: String,
+}
+
+/// What a shim sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum FromShim {
+    /// The answer to one request.
+    Answer {
+        /// The request's number.
+        sequence: u64,
+        /// The answer.
+        answer: Answer,
+    },
+    /// A process has ended and its record is written. Sent to every connection.
+    Exited(ExitRecord),
+}
+
+/// The answer to one [`Request`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Request::Hello`].
+    Hello {
+        /// The shim's [`PROTOCOL`].
+        protocol: u32,
+        /// Every process it knows, ended ones included.
+        processes: Vec<ProcessState>,
+    },
+    /// To [`Request::Start`]: it runs. With a terminal, one descriptor: its master.
+    Started {
+        /// Its pid on the host.
+        pid: u32,
+    },
+    /// To [`Request::Streams`]. Descriptors: the kept ends, as listed.
+    Streams {
+        /// 0, 1, 2, as far as they are still kept.
+        streams: Vec<u8>,
+        /// Whether the only stream is a terminal's master.
+        terminal: bool,
+    },
+    /// It is done.
+    Done,
+    /// It is not.
+    Failed(Failure),
+}
+
+/// Why a shim could not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What a caller decides on.
+    pub kind: FailureKind,
+    /// What failed and why, for a person.
+    pub message: String,
+}
+
+/// Kinds of [`Failure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The executable does not exist.
+    ExecutableNotFound,
+    /// The executable exists and cannot be run.
+    NotExecutable,
+    /// The working directory cannot be entered.
+    WorkingDirectory,
+    /// No process of that id.
+    UnknownProcess,
+    /// The process has ended.
+    Ended,
+    /// Everything else.
+    Other,
+}
+
+/// A process as its shim knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessState {
+    /// Its id.
+    pub id: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its pid on the host.
+    pub pid: u32,
+    /// How it ended, once it has.
+    pub exit: Option<ExitRecord>,
+}
+
+/// How a process ended. Also the content of its exit record in the depot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// Its id.
+    pub id: String,
+    /// The exit code, or 128 + the signal that ended it.
+    pub code: i32,
+    /// Whether its cgroup's `oom_kill` counter had grown when it ended.
+    pub out_of_memory: bool,
+    /// When the shim reaped it: nanoseconds of `CLOCK_REALTIME`.
+    pub exited_at_ns: u64,
+}
+
+impl ExitRecord {
+    /// The file name of the record of process `id` in the record directory.
+    pub fn file_name(id: &str) -> String {
+        format!("{id}.exit")
+    }
+}
