@@ -19,6 +19,18 @@ pub(crate) const BASE: &str = "/var/tmp/garden-it";
 
 const OWNER: &str = "owner";
 
+/// The tag of this process's test number `count`. Short, since it becomes part of names with little
+/// room; closed by a letter, so that no tag is the beginning of another.
+pub(crate) fn tag(count: usize) -> String {
+    format!("g{:x}x{count:x}y", std::process::id())
+}
+
+/// The pid in a tag.
+fn owner(tag: &str) -> Option<i32> {
+    let (pid, _) = tag.strip_prefix('g')?.split_once('x')?;
+    i32::from_str_radix(pid, 16).ok()
+}
+
 /// Makes a test's directory and marks it as this process's.
 pub(crate) fn claim(tag: &str) -> anyhow::Result<PathBuf> {
     let directory = Path::new(BASE).join(tag);
@@ -40,15 +52,24 @@ pub(crate) fn stale() {
         return;
     };
     for entry in entries.flatten() {
-        let owner = fs::read_to_string(entry.path().join(OWNER)).unwrap_or_default();
-        let pid = owner.split(' ').next().and_then(|pid| pid.parse().ok());
-        // One without an owner's name is between the two steps of `claim`, or was cut off there;
-        // it is empty, so it may stay.
-        if pid.is_some_and(|pid| identity(pid) != owner)
-            && let Some(tag) = entry.file_name().to_str()
+        if let Some(tag) = entry.file_name().to_str()
+            && !is_owned(tag)
         {
             tagged(tag);
         }
+    }
+}
+
+/// Whether the process that made this tag is there.
+fn is_owned(tag: &str) -> bool {
+    let Some(pid) = owner(tag) else {
+        // Not a name that this harness gives.
+        return true;
+    };
+    match fs::read_to_string(Path::new(BASE).join(tag).join(OWNER)) {
+        Ok(owner) => owner == identity(pid),
+        // It is about to be written, or was removed already by who could not remove the rest.
+        Err(_) => Path::new("/proc").join(pid.to_string()).exists(),
     }
 }
 
@@ -84,5 +105,16 @@ fn detach_loops(tag: &str) {
             let device = Path::new("/dev").join(entry.file_name());
             let _ = Command::new("losetup").arg("-d").arg(device).status();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_names_its_owner() {
+        assert_eq!(owner(&tag(17)), Some(std::process::id().cast_signed()));
+        assert_eq!(owner("somebody"), None);
     }
 }

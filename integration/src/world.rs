@@ -98,9 +98,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 impl World {
     fn new() -> Result<Self> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Short, since it becomes part of names with little room; closed by a letter, so that no
-        // tag is the beginning of another.
-        let tag = format!("g{:x}x{count:x}y", std::process::id());
+        let tag = sweep::tag(count);
         let program = program()?;
         let directory = sweep::claim(&tag)?;
         Ok(Self {
