@@ -182,7 +182,7 @@ mod tests {
         let text = report.text();
         assert!(text.contains("all healthy after 60 ms"));
         let bars: Vec<_> = text.lines().rev().take(2).collect();
-        assert!(bars[1].starts_with("  0 cccccccch"), "{text}");
-        assert!(bars[0].starts_with("  1 ccccccccccccch"), "{text}");
+        assert!(bars[1].starts_with("  0 cccccch"), "{text}");
+        assert!(bars[0].starts_with("  1 cccccccccccch"), "{text}");
     }
 }
