@@ -1,5 +1,35 @@
-//! The server side of the Garden wire API.
+//! The server side of the Garden wire API, exact to what stock Go clients accept.
+//!
+//! ```text
+//! server    accepts, reads each connection's first head (head)
+//!   ├─ hijack ─ session    run, attach: frames (frames) both ways on the raw socket
+//!   │     └──── streams    output, fetched over connections of its own
+//!   └─ handlers            everything else, through hyper: routes, bulk, files, own
+//! ```
+//!
+//! [`Backend`] is what it needs of the manager, in the manager's words; `wire` maps them to JSON
+//! and back. It keeps grace times (`grace`), because only it sees who uses a container.
 
 mod backend;
+pub(crate) mod base64;
+mod bulk;
+pub(crate) mod channel;
+pub(crate) mod error;
+mod files;
+pub(crate) mod frames;
+mod grace;
+mod handlers;
+pub(crate) mod head;
+mod hijack;
+mod own;
+mod routes;
+mod server;
+mod session;
+mod socket;
+mod streams;
+pub(crate) mod wire;
 
 pub use backend::{Backend, Filters, StreamIn, TarStream};
+pub use own::{Peas, Ps, PsContainer};
+pub use server::{Listener, Options, Server};
+pub use socket::Socket;
