@@ -70,7 +70,8 @@ impl Common {
             let tar = std::io::Cursor::new(app.clone());
             let streamed = self.client.stream_in(&handle, "vcap", APP, tar).await;
             streamed.context("streaming the app in")?;
-            self.record.add(number, Stage::Stream, start, Instant::now());
+            self.record
+                .add(number, Stage::Stream, start, Instant::now());
         }
         let start = Instant::now();
         let spec = ProcessSpec {
@@ -114,7 +115,8 @@ impl Common {
         };
         let start = Instant::now();
         let handle = self.client.create(&spec).await?;
-        self.record.add(number, Stage::Create, start, Instant::now());
+        self.record
+            .add(number, Stage::Create, start, Instant::now());
         Ok(handle)
     }
 
@@ -169,7 +171,8 @@ impl Common {
     pub(super) async fn destroy(&self, number: usize, handle: &Handle) -> Result<()> {
         let start = Instant::now();
         self.client.destroy(handle).await.context("destroying")?;
-        self.record.add(number, Stage::Destroy, start, Instant::now());
+        self.record
+            .add(number, Stage::Destroy, start, Instant::now());
         Ok(())
     }
 
@@ -186,7 +189,10 @@ impl Common {
         self.client.destroy(&handle).await?;
         let left = self.client.teardown_wait(PATIENCE).await?;
         if left.depth > 0 {
-            bail!("the first pea is not cleaned up after {} s", PATIENCE.as_secs());
+            bail!(
+                "the first pea is not cleaned up after {} s",
+                PATIENCE.as_secs()
+            );
         }
         Ok(())
     }

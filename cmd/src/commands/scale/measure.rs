@@ -142,7 +142,9 @@ where
         let one = run(number);
         tasks.spawn(async move {
             let result = one.await;
-            result.map(|result| (number, result)).with_context(|| format!("instance {number}"))
+            result
+                .map(|result| (number, result))
+                .with_context(|| format!("instance {number}"))
         });
     }
     let mut results = Vec::with_capacity(instances);

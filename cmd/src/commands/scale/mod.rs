@@ -23,7 +23,7 @@ use clap::{Args, ValueEnum};
 
 /// Flags of `garden scale`.
 #[derive(Debug, Clone, Args)]
-pub struct ScaleArgs {
+pub(crate) struct ScaleArgs {
     /// How many instances are brought up at the same time
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=500))]
     instances: u16,
@@ -81,7 +81,7 @@ enum Unmount {
 ///
 /// # Errors
 /// When the run could not be set up, or an instance failed.
-pub fn run(args: &ScaleArgs) -> Result<u8> {
+pub(crate) fn run(args: &ScaleArgs) -> Result<u8> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "garden scale needs root: it runs containers and mounts a disk"
