@@ -79,6 +79,24 @@ impl Error {
     }
 }
 
+impl From<crate::depot::DepotError> for Error {
+    fn from(error: crate::depot::DepotError) -> Self {
+        Self::host("the server's records cannot be kept", error)
+    }
+}
+
+impl From<crate::cgroup::CgroupError> for Error {
+    fn from(error: crate::cgroup::CgroupError) -> Self {
+        Self::host("the control groups refused", error)
+    }
+}
+
+impl From<crate::users::UserError> for Error {
+    fn from(error: crate::users::UserError) -> Self {
+        Self::Invalid(report(&error))
+    }
+}
+
 /// An error and its whole chain of causes, in one line.
 pub fn report(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

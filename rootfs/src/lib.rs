@@ -1,6 +1,58 @@
 //! Images and root filesystems.
+//!
+//! A [`Store`] keeps the layers of images, each once, and makes root filesystems from them:
+//! overlay mounts that no mount table of the host shows, in the owners that a container needs,
+//! whose end costs nothing and whose removal is one rename. Nothing here knows containers, and
+//! nothing here is asynchronous: every call blocks, some of them on a disk, so callers give them
+//! their own threads.
+//!
+//! ```no_run
+//! use garden_rootfs::{CreateRequest, ImageSource, Mapping, Store, StoreOptions};
+//!
+//! # fn main() -> garden_rootfs::Result<()> {
+//! let store = Store::open(&StoreOptions::new("/var/lib/garden"))?;
+//! let image = store.import(&ImageSource::parse("/images/busybox.tar.gz")?)?;
+//! let rootfs = store.create(&CreateRequest {
+//!     id: "web-1",
+//!     image: &image,
+//!     mapping: Mapping::Host,
+//!     read_only: false,
+//! })?;
+//! // Attach `rootfs.mount` in a container's mount namespace, run it, and then:
+//! store.destroy_holding("web-1", vec![rootfs.mount])?;
+//! # Ok(())
+//! # }
+//! ```
 
-/// What can go wrong with images and root filesystems.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {}
+mod capabilities;
+mod digest;
+mod dirs;
+mod durable;
+mod error;
+mod fixup;
+mod flight;
+mod image;
+mod import;
+mod layers;
+mod oci;
+mod overlay;
+mod remove;
+mod rootfs;
+mod source;
+mod staging;
+mod store;
+mod stream;
+mod trash;
+mod unpack;
+
+pub use capabilities::{Capabilities, Volatile};
+pub use digest::{Digest, NoDigest};
+pub use error::{Error, Result, Rule};
+pub use garden_sys::userns::IdRange;
+pub use image::{Image, ImageConfig, Layer};
+pub use rootfs::{CreateRequest, Mapping, Rootfs, RootfsInfo};
+pub use source::ImageSource;
+pub use store::{Store, StoreOptions, Unmount};
+pub use trash::TrashStats;
+pub use unpack::Limits;
+pub use unpack::attributes::Attributes;

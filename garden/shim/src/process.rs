@@ -22,8 +22,6 @@ pub(crate) struct Process {
     pub(crate) streams: [Option<OwnedFd>; 3],
     /// Whether `streams[0]` is a terminal's master.
     pub(crate) terminal: bool,
-    /// Its root filesystem's mount, where the exit must not drop the last reference.
-    pub(crate) mount: Option<OwnedFd>,
     /// The `oom_kill` counter of its cgroup, and its value at the start.
     pub(crate) oom: Option<(OwnedFd, u64)>,
     /// How it ended.

@@ -1,8 +1,8 @@
 //! The supervisor: the loop of one shim.
 //!
 //! Owns the pod's processes. Waits for everything at once (new connections, requests, workers'
-//! reports, processes' ends) and does only what cannot block: what may (libcontainer, unpacking,
-//! dropping the last reference of a mount) is done by a forked child. On a process's exit it does
+//! reports, processes' ends) and does only what cannot block: what may (libcontainer, unpacking) is
+//! done by a forked child. On a process's exit it does
 //! three things, in this order and nothing between: reap, write the record, tell the server.
 
 use std::collections::HashMap;
@@ -351,7 +351,6 @@ impl Supervisor {
             pidfd,
             streams: [None, None, None],
             terminal: master.is_some(),
-            mount: None,
             oom: None,
             exit: None,
         };
@@ -362,7 +361,6 @@ impl Supervisor {
                         *place = Some(fd);
                     }
                 }
-                Role::Rootfs if start.keep_mount => process.mount = Some(fd),
                 Role::OomCounter => {
                     let before = oom_kills(&fd);
                     process.oom = Some((fd, before));
@@ -521,9 +519,7 @@ impl Supervisor {
             }
             _ => {}
         }
-        if let Some(mount) = self.processes.remove(id).and_then(|process| process.mount) {
-            drop_in_child(mount);
-        }
+        self.processes.remove(id);
         Ok(())
     }
 
@@ -537,32 +533,6 @@ impl Supervisor {
         }
         self.finished = true;
         Ok(())
-    }
-}
-
-/// Drops a mount's descriptor without waiting for what that may cost.
-///
-/// The last reference of an overlay that is not volatile writes its whole filesystem back, in
-/// the process that drops it: so that is a child which nobody waits for.
-fn drop_in_child(mount: OwnedFd) {
-    let forked = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(std::io::Error::from)
-        .and_then(|(reader, writer)| sys::fork().map(|side| (side, reader, writer)));
-    match forked {
-        Ok((sys::Fork::Child, reader, writer)) => {
-            // Ends when the parent has closed both the mount and the pipe: then this child's
-            // reference is the last.
-            drop(writer);
-            let _ = rustix::io::read(&reader, &mut [0_u8; 1]);
-            sys::exit(0)
-        }
-        Ok((sys::Fork::Parent(_), _reader, _writer)) => drop(mount),
-        Err(error) => {
-            sys::log(&format!(
-                "garden-shim: cannot fork to drop a mount: {error}"
-            ));
-            drop(mount);
-        }
     }
 }
 

@@ -187,6 +187,14 @@ impl Cgroups {
         Ok(group)
     }
 
+    /// Whether there is a group at this place, in any hierarchy.
+    pub fn exists(&self, place: &Place<'_>) -> bool {
+        let relative = self.relative(place);
+        self.hierarchies
+            .per_group()
+            .any(|hierarchy| hierarchy.path.join(&relative).exists())
+    }
+
     /// Opens the files by which another process joins a container's group.
     ///
     /// # Errors

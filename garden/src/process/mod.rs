@@ -4,5 +4,6 @@
 //! never know of a wire format.
 
 pub mod attachment;
+pub(crate) mod streams;
 
 pub use attachment::{Attachment, Control};

@@ -90,7 +90,7 @@ pub enum Request {
         /// Its id.
         id: String,
     },
-    /// Drop what the shim keeps of a process that has ended: its streams and its mount.
+    /// Drop what the shim keeps of a process that has ended: its streams and its exit.
     Forget {
         /// Its id.
         id: String,
@@ -158,10 +158,6 @@ pub struct Start {
     pub make_cwd: bool,
     /// What the descriptors are, in order.
     pub descriptors: Vec<Role>,
-    /// Whether the shim keeps the mount until [`Request::Forget`], so that the last reference is
-    /// not dropped, and paid for, by the process's exit.
-    #[serde(default)]
-    pub keep_mount: bool,
 }
 
 /// Where a specification looks for the namespaces of its pod. Not a real path: see [`Start::spec`].

@@ -18,6 +18,7 @@ const BUCKETS: usize = BUCKETS_SECONDS.len() + 1;
 struct Counters {
     buckets: [AtomicU64; BUCKETS],
     micros: AtomicU64,
+    longest: AtomicU64,
     failures: AtomicU64,
     stuck: AtomicU64,
 }
@@ -32,6 +33,8 @@ pub struct StageStats {
     pub buckets: Vec<u64>,
     /// Sum of all durations, in seconds.
     pub sum_seconds: f64,
+    /// The longest run, in seconds.
+    pub max_seconds: f64,
     /// How many runs failed.
     pub failures: u64,
     /// How many runs passed their deadline.
@@ -59,6 +62,7 @@ impl Stats {
         counters.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         counters.micros.fetch_add(micros, Ordering::Relaxed);
+        counters.longest.fetch_max(micros, Ordering::Relaxed);
         counters
             .failures
             .fetch_add(u64::from(failed), Ordering::Relaxed);
@@ -79,6 +83,7 @@ impl Stats {
                 stage,
                 buckets: counters.buckets.iter().map(load).collect(),
                 sum_seconds: load(&counters.micros) as f64 / 1e6,
+                max_seconds: load(&counters.longest) as f64 / 1e6,
                 failures: load(&counters.failures),
                 stuck: load(&counters.stuck),
             })

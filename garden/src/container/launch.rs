@@ -1,0 +1,233 @@
+//! Starting processes: from what a user asked for to a request to the supervisor.
+//!
+//! Every start is the same chain: cgroup files to join, pipes, the specification, the request.
+//! Nothing here makes or removes cgroups and root filesystems; whoever calls owns those.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use garden_wire::{Kind, Role, Start};
+use oci_spec::runtime::Spec;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::process::Streams;
+use crate::bundle::StagedBind;
+use crate::cgroup::Group;
+use crate::error::Error;
+use crate::model::BindMount;
+use crate::process::streams::{Input, Output, reader, writer};
+use crate::runtime::shim::Shim;
+
+/// Descriptors of a start and what they are for.
+#[derive(Debug, Default)]
+pub(crate) struct Passed {
+    roles: Vec<Role>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Passed {
+    /// Adds one.
+    pub(crate) fn add(&mut self, role: Role, fd: OwnedFd) {
+        self.roles.push(role);
+        self.fds.push(fd);
+    }
+
+    /// Adds all of another list.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.roles.extend(other.roles);
+        self.fds.extend(other.fds);
+    }
+
+    /// Adds what a process needs to join its group, and to learn why it died.
+    pub(crate) fn add_group(&mut self, group: Group) {
+        for file in group.joins {
+            self.add(Role::Cgroup, file);
+        }
+        if let Some(counter) = group.oom {
+            self.add(Role::OomCounter, counter);
+        }
+    }
+}
+
+/// The server's ends of a process's pipes, before they are put to use.
+#[derive(Debug)]
+pub(crate) struct ServerEnds {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+/// Makes the three pipes of a process. Its ends, and copies of ours for the supervisor to keep,
+/// go to `passed`.
+pub(crate) fn pipes(passed: &mut Passed) -> Result<ServerEnds, Error> {
+    let failed = |error| Error::host("cannot make the process's pipes", error);
+    let pipe = || {
+        pipe_with(PipeFlags::CLOEXEC)
+            .map_err(std::io::Error::from)
+            .map_err(failed)
+    };
+    let (their_stdin, stdin) = pipe()?;
+    let (stdout, their_stdout) = pipe()?;
+    let (stderr, their_stderr) = pipe()?;
+    for (number, theirs, ours) in [
+        (0, their_stdin, &stdin),
+        (1, their_stdout, &stdout),
+        (2, their_stderr, &stderr),
+    ] {
+        passed.add(Role::Stream(number), theirs);
+        passed.add(Role::Keep(number), ours.try_clone().map_err(failed)?);
+    }
+    Ok(ServerEnds {
+        stdin,
+        stdout,
+        stderr,
+    })
+}
+
+/// Puts the server's ends to use. `instance` is the process that its supervisor knows.
+pub(crate) fn streams(ends: ServerEnds, shim: &Shim, instance: &str) -> Result<Streams, Error> {
+    let failed = |error| Error::host("cannot use the process's pipes", error);
+    let stdin = writer(ends.stdin).map_err(failed)?;
+    Ok(Streams {
+        stdin: Some(input(stdin, shim, instance)),
+        stdout: Output::start(Some(reader(ends.stdout).map_err(failed)?)),
+        stderr: Output::start(Some(reader(ends.stderr).map_err(failed)?)),
+    })
+}
+
+/// Puts a terminal to use: it is input and output in one.
+pub(crate) fn terminal(master: OwnedFd, shim: &Shim, instance: &str) -> Result<Streams, Error> {
+    let failed = |error| Error::host("cannot use the process's terminal", error);
+    let stdin = writer(master.try_clone().map_err(failed)?).map_err(failed)?;
+    Ok(Streams {
+        stdin: Some(input(stdin, shim, instance)),
+        stdout: Output::start(Some(reader(master).map_err(failed)?)),
+        stderr: Output::start(None),
+    })
+}
+
+fn input(writer: tokio::net::unix::pipe::Sender, shim: &Shim, instance: &str) -> Input {
+    let shim = shim.clone();
+    let instance = instance.to_owned();
+    Input::start(writer, async move {
+        // The supervisor holds the pipe open too, for a server that restarts.
+        let _ = shim.close_stdin(&instance).await;
+    })
+}
+
+/// The streams that a supervisor has kept while there was no server.
+pub(crate) async fn kept(shim: &Shim, instance: &str) -> Result<Streams, Error> {
+    let (kept, is_terminal) = shim.streams(instance).await?;
+    let mut ends = [None, None, None];
+    for (number, fd) in kept {
+        if let Some(place) = ends.get_mut(usize::from(number)) {
+            *place = Some(fd);
+        }
+    }
+    let [stdin, stdout, stderr] = ends;
+    if let (true, Some(master)) = (is_terminal, &stdin) {
+        let master = master
+            .try_clone()
+            .map_err(|error| Error::host("cannot use the process's terminal", error))?;
+        return terminal(master, shim, instance);
+    }
+    let failed = |error| Error::host("cannot use the process's pipes", error);
+    let stdin = stdin.map(writer).transpose().map_err(failed)?;
+    Ok(Streams {
+        stdin: stdin.map(|stdin| input(stdin, shim, instance)),
+        stdout: Output::start(stdout.map(reader).transpose().map_err(failed)?),
+        stderr: Output::start(stderr.map(reader).transpose().map_err(failed)?),
+    })
+}
+
+/// What a start is, beside its descriptors.
+pub(crate) struct StartOrder<'a> {
+    /// The supervisor's name for the process.
+    pub(crate) instance: &'a str,
+    /// What it is.
+    pub(crate) kind: Kind,
+    /// Its specification.
+    pub(crate) spec: &'a Spec,
+    /// Its capabilities.
+    pub(crate) capabilities: Vec<String>,
+    /// Whether it is privileged: then there is no seccomp program.
+    pub(crate) privileged: bool,
+    /// Its terminal's size.
+    pub(crate) terminal: Option<(u16, u16)>,
+}
+
+/// Asks the supervisor. Returns the pid and, if there is a terminal, its master.
+pub(crate) async fn start(
+    shim: &Shim,
+    order: StartOrder<'_>,
+    passed: Passed,
+) -> Result<(u32, Option<OwnedFd>), Error> {
+    let spec = serde_json::to_string(order.spec)
+        .map_err(|error| Error::host("cannot write the runtime specification", error))?;
+    let start = Start {
+        id: order.instance.to_owned(),
+        kind: order.kind,
+        spec,
+        capabilities: order.capabilities,
+        seccomp: !order.privileged,
+        terminal: order.terminal,
+        make_cwd: order.kind != Kind::Init,
+        descriptors: passed.roles,
+    };
+    let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(|fd| fd.as_fd()).collect();
+    shim.start(start, &fds).await
+}
+
+/// Opens the sources of bind mounts. Blocks. The mounts go to `passed`.
+///
+/// # Errors
+/// When a source does not exist: the text says which.
+pub(crate) fn open_binds(
+    binds: &[BindMount],
+    passed: &mut Passed,
+) -> Result<Vec<StagedBind>, Error> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let mut staged = Vec::with_capacity(binds.len());
+    for (index, bind) in binds.iter().enumerate() {
+        let failed = |errno: rustix::io::Errno| {
+            Error::Invalid(format!(
+                "the source {} of a bind mount cannot be used ({}): it must exist on the host",
+                bind.source.display(),
+                std::io::Error::from(errno)
+            ))
+        };
+        // A clone of the one mount, not of those below it; it stays in its peer group, so that
+        // what is mounted below a shared source later appears inside.
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = open_tree(rustix::fs::CWD, &bind.source, flags).map_err(failed)?;
+        let stat = rustix::fs::fstat(&mount).map_err(failed)?;
+        let directory =
+            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
+        let flags = rustix::fs::fstatvfs(&mount).map_err(failed)?.f_flag;
+        staged.push(StagedBind {
+            index,
+            directory,
+            destination: bind.destination.clone(),
+            writable: bind.writable,
+            inherited: inherited(flags),
+        });
+        passed.add(Role::Bind { index, directory }, mount);
+    }
+    Ok(staged)
+}
+
+/// Flags of the source's mount that a user namespace may not clear.
+fn inherited(flags: rustix::fs::StatVfsMountFlags) -> Vec<&'static str> {
+    use rustix::fs::StatVfsMountFlags as Flags;
+    [
+        (Flags::NODEV, "nodev"),
+        (Flags::NOEXEC, "noexec"),
+        (Flags::NOSUID, "nosuid"),
+        (Flags::NOATIME, "noatime"),
+        (Flags::NODIRATIME, "nodiratime"),
+        (Flags::RELATIME, "relatime"),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| flags.contains(*flag))
+    .map(|(_, name)| name)
+    .collect()
+}

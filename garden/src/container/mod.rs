@@ -1,0 +1,202 @@
+//! One container in memory: its supervisor, its processes, its peas.
+//!
+//! - [`exits`]: exits by instance, as the supervisor reports them.
+//! - [`launch`]: starting a container's init, a process, a pea's process.
+//! - [`peas`]: what a pea needs from its container, for the life-cycle in `garden-peas`.
+//! - [`process`]: a process as its users see it.
+//!
+//! The manager makes containers, finds them again after a restart, and destroys them; everything
+//! that happens *in* one is here. Nothing here removes anything: that is the teardown's.
+
+pub(crate) mod exits;
+pub(crate) mod launch;
+pub(crate) mod peas;
+pub(crate) mod process;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use garden_peas::{PeaSet, Policy};
+use tokio::sync::mpsc;
+
+use crate::cgroup::Place;
+use crate::depot::{ContainerDir, ContainerRecord, DepotError};
+use crate::error::Error;
+use crate::model::{Handle, ProcessId};
+use crate::runtime::shim::{Event, Shim};
+use crate::services::{Services, lock};
+use exits::Exits;
+use peas::PodHost;
+use process::ProcessEntry;
+
+/// A container.
+pub(crate) struct Container {
+    pub(crate) handle: Handle,
+    pub(crate) dir: ContainerDir,
+    pub(crate) services: Arc<Services>,
+    pub(crate) shim: Shim,
+    pub(crate) exits: Exits,
+    /// Its root directory, for looking up users in it.
+    pub(crate) root: OwnedFd,
+    record: Mutex<ContainerRecord>,
+    processes: Mutex<HashMap<ProcessId, Arc<ProcessEntry>>>,
+    peas: OnceLock<PeaSet<PodHost>>,
+    destroying: AtomicBool,
+}
+
+impl Container {
+    /// A container whose init runs. `events` is what its supervisor will say.
+    pub(crate) fn new(
+        handle: Handle,
+        dir: ContainerDir,
+        services: Arc<Services>,
+        shim: Shim,
+        exits: Exits,
+        root: OwnedFd,
+        record: ContainerRecord,
+        events: mpsc::UnboundedReceiver<Event>,
+    ) -> Arc<Self> {
+        let container = Arc::new(Self {
+            handle,
+            dir,
+            services,
+            shim,
+            exits,
+            root,
+            record: Mutex::new(record),
+            processes: Mutex::default(),
+            peas: OnceLock::new(),
+            destroying: AtomicBool::new(false),
+        });
+        tokio::spawn(follow(
+            Arc::downgrade(&container),
+            container.exits.clone(),
+            events,
+        ));
+        container
+    }
+
+    /// A copy of its record.
+    pub(crate) fn record(&self) -> ContainerRecord {
+        lock(&self.record).clone()
+    }
+
+    /// Changes its record, in memory and on file.
+    pub(crate) fn change<T>(
+        &self,
+        change: impl FnOnce(&mut ContainerRecord) -> T,
+    ) -> Result<T, DepotError> {
+        // The lock is held over the write, which is one small file on a tmpfs: two changes must
+        // not reach the file in the other order.
+        let mut record = lock(&self.record);
+        let value = change(&mut record);
+        self.dir.write(&record)?;
+        Ok(value)
+    }
+
+    /// Notes something that happened to it.
+    pub(crate) fn add_event(&self, event: &str) {
+        if let Err(error) = self.change(|record| record.events.push(event.to_owned())) {
+            tracing::warn!(handle = %self.handle, error = %crate::error::report(&error), "an event is not on file");
+        }
+    }
+
+    /// Its peas.
+    pub(crate) fn peas(self: &Arc<Self>) -> &PeaSet<PodHost> {
+        self.peas.get_or_init(|| {
+            let policy = Policy {
+                teardown: self.services.options.teardown,
+                ..Policy::default()
+            };
+            PeaSet::new(Arc::new(PodHost::new(self)), policy)
+        })
+    }
+
+    /// Whether it is unprivileged or not.
+    pub(crate) fn privileged(&self) -> bool {
+        lock(&self.record).spec.privileged
+    }
+
+    /// Takes it out of service. `false` when somebody has done so already.
+    pub(crate) fn begin_destroy(&self) -> bool {
+        !self.destroying.swap(true, Ordering::SeqCst)
+    }
+
+    /// Puts it back: its destruction failed and may be tried again.
+    pub(crate) fn destroy_failed(&self) {
+        self.destroying.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether it is being destroyed.
+    pub(crate) fn is_destroying(&self) -> bool {
+        self.destroying.load(Ordering::SeqCst)
+    }
+
+    /// Takes a process id, unless a process that lives has it.
+    pub(crate) fn reserve(&self, entry: &Arc<ProcessEntry>) -> Result<(), Error> {
+        let mut processes = lock(&self.processes);
+        if processes.get(&entry.id).is_some_and(|other| !other.ended()) {
+            return Err(Error::ProcessIdInUse(entry.id.clone()));
+        }
+        processes.insert(entry.id.clone(), Arc::clone(entry));
+        Ok(())
+    }
+
+    /// Gives a process id back: what had it did not start.
+    pub(crate) fn unreserve(&self, entry: &Arc<ProcessEntry>) {
+        let mut processes = lock(&self.processes);
+        if processes
+            .get(&entry.id)
+            .is_some_and(|other| Arc::ptr_eq(other, entry))
+        {
+            processes.remove(&entry.id);
+        }
+    }
+
+    /// A process or a pea, also one that has ended.
+    pub(crate) fn process(&self, id: &ProcessId) -> Option<Arc<ProcessEntry>> {
+        lock(&self.processes).get(id).cloned()
+    }
+
+    /// All processes and peas, also ended ones.
+    pub(crate) fn processes(&self) -> Vec<Arc<ProcessEntry>> {
+        lock(&self.processes).values().cloned().collect()
+    }
+}
+
+/// Hands a supervisor's events on, until it is gone.
+async fn follow(
+    container: Weak<Container>,
+    exits: Exits,
+    mut events: mpsc::UnboundedReceiver<Event>,
+) {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Exited(record) => exits.ended(record),
+            Event::Gone => {
+                exits.lost();
+                let Some(container) = container.upgrade() else {
+                    return;
+                };
+                if container.is_destroying() {
+                    return;
+                }
+                // Without its supervisor nobody would ever learn of its processes' ends.
+                tracing::error!(handle = %container.handle, "the supervisor died; killing its pod");
+                container.add_event("Supervisor died");
+                let name = container.record().cgroup;
+                let cgroups = container.services.cgroups.clone();
+                let killed = container
+                    .services
+                    .files
+                    .run(move || cgroups.kill(&Place::Container(&name)));
+                if let Err(error) = killed.await.map_err(Error::from).and_then(|k| Ok(k?)) {
+                    tracing::error!(handle = %container.handle, error = error.report(), "cannot kill the pod");
+                }
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What a pea needs from its container: the traits of `garden-peas`, made real.
+//!
+//! The order of things (root filesystem, user, launch; exit, teardown on file, announcement) is
+//! decided there; here are only the single steps.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock, Weak};
+
+use garden_peas::parts::{self, Launch};
+use garden_peas::teardown::Queue;
+use garden_rootfs::ImageConfig;
+use garden_wire::{ExitRecord, Kind, Role};
+use tokio::sync::watch;
+
+use super::launch::{self, Passed, StartOrder};
+use super::process::Streams;
+use super::{Container, exits};
+use crate::bundle::{self, ContainerInput, ProcessInput};
+use crate::cgroup::{Group, Place};
+use crate::error::Error;
+use crate::model::{Handle, ImageRef, Limits, ProcessSpec};
+use crate::runtime::shim::Shim;
+use crate::services::Services;
+use crate::{env, users};
+
+/// One container as a home for peas.
+pub(crate) struct PodHost {
+    pod: Pod,
+    queue: Queue,
+}
+
+/// The part of it that makes and starts things.
+pub(crate) struct Pod {
+    services: Arc<Services>,
+    container: Weak<Container>,
+}
+
+/// A pea's root filesystem.
+pub(crate) struct PeaRoot {
+    mount: Arc<OwnedFd>,
+    volatile: bool,
+    config: ImageConfig,
+}
+
+/// What the launcher needs beside root filesystem and user.
+pub(crate) struct PeaSpec {
+    /// What was asked for.
+    pub(crate) process: ProcessSpec,
+    /// Where its streams go when it runs.
+    pub(crate) streams: Arc<OnceLock<Streams>>,
+}
+
+/// A pea's process.
+pub(crate) struct PeaProcess {
+    pub(crate) pid: u32,
+    pub(crate) instance: String,
+    pub(crate) shim: Shim,
+    pub(crate) exit: watch::Receiver<Option<ExitRecord>>,
+}
+
+/// A pea's cgroup: below its container's, or beside it with limits of its own.
+pub(crate) fn place<'a>(container: &'a str, instance: &'a str, own_limits: bool) -> Place<'a> {
+    if own_limits {
+        Place::Beside(instance)
+    } else {
+        Place::Nested {
+            container,
+            pea: instance,
+        }
+    }
+}
+
+impl PodHost {
+    /// A home for the peas of `container`.
+    pub(crate) fn new(container: &Arc<Container>) -> Self {
+        let services = Arc::clone(&container.services);
+        let queue = services.queue().clone();
+        Self {
+            pod: Pod {
+                services,
+                container: Arc::downgrade(container),
+            },
+            queue,
+        }
+    }
+}
+
+impl Pod {
+    fn container(&self) -> Result<Arc<Container>, Error> {
+        self.container
+            .upgrade()
+            .ok_or_else(|| Error::host("cannot run the pea", "its container is gone"))
+    }
+}
+
+impl parts::Rootfs for Pod {
+    type Image = ImageRef;
+    type Root = PeaRoot;
+    type Error = Error;
+
+    async fn create(&self, id: &str, image: &ImageRef) -> Result<PeaRoot, Error> {
+        let privileged = self.container()?.privileged();
+        let rootfs = self
+            .services
+            .make_rootfs(id, image, privileged, false)
+            .await?;
+        Ok(PeaRoot {
+            mount: Arc::new(rootfs.mount),
+            volatile: rootfs.volatile,
+            config: rootfs.config,
+        })
+    }
+}
+
+impl parts::Users for Pod {
+    type Root = PeaRoot;
+    type User = users::User;
+    type Error = Error;
+
+    async fn resolve(&self, root: &PeaRoot, user: &str) -> Result<users::User, Error> {
+        let mount = Arc::clone(&root.mount);
+        let user = user.to_owned();
+        let found = self
+            .services
+            .files
+            .run(move || users::resolve(mount.as_fd(), &user));
+        Ok(found.await??)
+    }
+}
+
+impl parts::Launcher for Pod {
+    type Root = PeaRoot;
+    type User = users::User;
+    type Spec = PeaSpec;
+    type Process = PeaProcess;
+    type Error = Error;
+
+    async fn launch(
+        &self,
+        launch: Launch<PeaRoot, users::User, PeaSpec>,
+    ) -> Result<PeaProcess, Error> {
+        let Launch {
+            instance,
+            root,
+            user,
+            spec,
+            ..
+        } = launch;
+        let PeaSpec { process, streams } = spec;
+        let container = self.container()?;
+        let record = container.record();
+        let privileged = record.spec.privileged;
+        let group = self
+            .make_group(&record.cgroup, &instance, &process, privileged)
+            .await?;
+        let mut passed = Passed::default();
+        let binds = launch::open_binds(&process.bind_mounts, &mut passed)?;
+        let mount = root
+            .mount
+            .try_clone()
+            .map_err(|error| Error::host("cannot duplicate the pea's mount", error))?;
+        passed.add(Role::Rootfs, mount);
+        passed.add_group(group);
+        let hostname = hostname(&container.handle);
+        let input = ContainerInput {
+            privileged,
+            hostname: &hostname,
+            ids: &self.services.options.ids,
+            binds: &binds,
+            read_only: false,
+        };
+        let environment = env::effective(&[&root.config.env, &process.env], &user);
+        let spec = bundle::pea(
+            &input,
+            &ProcessInput {
+                args: command(&process),
+                env: environment,
+                cwd: process.dir.as_deref().unwrap_or("/"),
+                uid: user.uid,
+                gid: user.gid,
+                additional_gids: &user.additional_gids,
+                rlimits: &process.rlimits,
+                terminal: process.tty.is_some(),
+            },
+        )?;
+        let ends = match process.tty {
+            Some(_) => None,
+            None => Some(launch::pipes(&mut passed)?),
+        };
+        let exit = container.exits.expect(&instance);
+        let order = StartOrder {
+            instance: &instance,
+            kind: Kind::Pea,
+            spec: &spec,
+            capabilities: self.services.capabilities(privileged),
+            privileged,
+            terminal: process.tty.map(|size| (size.columns, size.rows)),
+        };
+        let shim = container.shim.clone();
+        let (pid, master) = launch::start(&shim, order, passed).await.inspect_err(|_| {
+            container.exits.forget(&instance);
+        })?;
+        let made = match (ends, master) {
+            (Some(ends), _) => launch::streams(ends, &shim, &instance)?,
+            (None, Some(master)) => launch::terminal(master, &shim, &instance)?,
+            (None, None) => return Err(Error::host("cannot run the pea", "no terminal came")),
+        };
+        let _ = streams.set(made);
+        if let Ok(mount) = Arc::try_unwrap(root.mount) {
+            self.services.hold_mount(&instance, root.volatile, mount);
+        }
+        Ok(PeaProcess {
+            pid,
+            instance,
+            shim,
+            exit,
+        })
+    }
+}
+
+impl Pod {
+    async fn make_group(
+        &self,
+        cgroup: &str,
+        instance: &str,
+        process: &ProcessSpec,
+        privileged: bool,
+    ) -> Result<Group, Error> {
+        let services = Arc::clone(&self.services);
+        let (cgroup, instance) = (cgroup.to_owned(), instance.to_owned());
+        let own = process.own_limits.clone();
+        let made = self.services.files.run(move || {
+            let place = place(&cgroup, &instance, own.is_some());
+            let limits = own.unwrap_or_else(Limits::default);
+            let devices = Services::devices(privileged);
+            let group = services.cgroups.create(&place, &limits, devices)?;
+            services.cgroups.limit_cpu(&place, &limits)?;
+            Ok::<_, crate::cgroup::CgroupError>(group)
+        });
+        Ok(made.await??)
+    }
+}
+
+/// The executable and its arguments.
+pub(crate) fn command(process: &ProcessSpec) -> Vec<String> {
+    std::iter::once(&process.path)
+        .chain(&process.args)
+        .cloned()
+        .collect()
+}
+
+/// A host name has room for 64 bytes; Guardian takes the last 49 of the handle.
+pub(crate) fn hostname(handle: &Handle) -> String {
+    let name = handle.as_str();
+    name.get(name.len().saturating_sub(49)..)
+        .unwrap_or(name)
+        .to_owned()
+}
+
+impl parts::Process for PeaProcess {
+    type Exit = ExitRecord;
+
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    async fn exit(&mut self) -> ExitRecord {
+        match exits::wait(self.exit.clone()).await {
+            Some(record) => record,
+            // The container is dropped with the server; nobody is there to be told.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn kill(&self) -> std::io::Result<()> {
+        let (shim, instance) = (self.shim.clone(), self.instance.clone());
+        tokio::spawn(async move {
+            let _ = shim.signal(&instance, 9).await;
+        });
+        Ok(())
+    }
+}
+
+impl parts::Host for PodHost {
+    type Rootfs = Pod;
+    type Users = Pod;
+    type Launcher = Pod;
+    type Teardown = Queue;
+
+    fn rootfs(&self) -> &Pod {
+        &self.pod
+    }
+
+    fn users(&self) -> &Pod {
+        &self.pod
+    }
+
+    fn launcher(&self) -> &Pod {
+        &self.pod
+    }
+
+    fn teardown(&self) -> &Queue {
+        &self.queue
+    }
+}
+
+/// A group as a teardown job names it: one or two names below the parent of all groups.
+pub(crate) fn group_path(place: &Place<'_>) -> PathBuf {
+    match place {
+        Place::Nested { container, pea } => PathBuf::from(container).join(pea),
+        Place::Container(name) | Place::Beside(name) => PathBuf::from(name),
+    }
+}
+
+/// What there is to take away of a pea.
+pub(crate) fn resources(
+    container: &Container,
+    cgroup: &str,
+    instance: &str,
+    own_limits: bool,
+) -> garden_peas::teardown::Resources {
+    garden_peas::teardown::Resources {
+        cgroups: vec![group_path(&place(cgroup, instance, own_limits))],
+        rootfs: Some(instance.to_owned()),
+        records: vec![container.dir.path().to_owned()],
+        ..garden_peas::teardown::Resources::default()
+    }
+}

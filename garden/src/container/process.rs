@@ -1,0 +1,141 @@
+//! A process or a pea as its users see it: streams, control, exit.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::model::{Exit, ProcessId, ProcessInfo, Signal};
+use crate::process::streams::{Input, Output};
+use crate::process::{Attachment, Control};
+use crate::runtime::shim::Shim;
+
+/// Wishes of one attachment that may wait.
+const CONTROL_QUEUE: usize = 64;
+
+/// The server's ends of a process's streams.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    pub(crate) stdin: Option<Input>,
+    pub(crate) stdout: Arc<Output>,
+    pub(crate) stderr: Arc<Output>,
+}
+
+/// A process or a pea: made when its id is taken, complete when it runs.
+#[derive(Debug)]
+pub(crate) struct ProcessEntry {
+    pub(crate) id: ProcessId,
+    /// The supervisor's name for it.
+    pub(crate) instance: String,
+    pub(crate) pea: bool,
+    pub(crate) path: String,
+    running: OnceLock<Running>,
+    exit: watch::Sender<Option<Exit>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    pid: u32,
+    streams: Streams,
+}
+
+impl ProcessEntry {
+    /// A process that is about to be started.
+    pub(crate) fn new(id: ProcessId, instance: String, pea: bool, path: String) -> Arc<Self> {
+        let exit = watch::channel(None).0;
+        Arc::new(Self {
+            id,
+            instance,
+            pea,
+            path,
+            running: OnceLock::new(),
+            exit,
+        })
+    }
+
+    /// It runs.
+    pub(crate) fn started(&self, pid: u32, streams: Streams) {
+        let _ = self.running.set(Running { pid, streams });
+    }
+
+    /// Tells its exit to all attachments, once what it left in its pipes is handed on.
+    pub(crate) async fn announce(&self, exit: Exit) {
+        if let Some(running) = self.running.get() {
+            tokio::join!(
+                running.streams.stdout.drain(),
+                running.streams.stderr.drain()
+            );
+        }
+        self.exit.send_replace(Some(exit));
+    }
+
+    /// Whether its exit has been told.
+    pub(crate) fn ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
+    /// Its exit, to wait for.
+    pub(crate) fn exit(&self) -> watch::Receiver<Option<Exit>> {
+        self.exit.subscribe()
+    }
+
+    /// As a list shows it; `None` before it runs and after its end.
+    pub(crate) fn info(&self) -> Option<ProcessInfo> {
+        let running = self.running.get().filter(|_| !self.ended())?;
+        Some(ProcessInfo {
+            id: self.id.clone(),
+            pid: running.pid,
+            pea: self.pea,
+            path: self.path.clone(),
+        })
+    }
+
+    /// Another attachment: gets all output from now on. `None` before it runs.
+    pub(crate) fn attach(self: &Arc<Self>, shim: &Shim) -> Option<Attachment> {
+        let running = self.running.get()?;
+        let (control, wishes) = mpsc::channel(CONTROL_QUEUE);
+        tokio::spawn(obey(Arc::clone(self), shim.clone(), wishes));
+        Some(Attachment {
+            id: self.id.clone(),
+            stdout: running.streams.stdout.subscribe(),
+            stderr: running.streams.stderr.subscribe(),
+            control,
+            exit: self.exit.subscribe(),
+        })
+    }
+}
+
+/// Does what an attachment wishes, until it leaves. Input is only queued here, so that a signal
+/// overtakes what the process does not read.
+async fn obey(entry: Arc<ProcessEntry>, shim: Shim, mut wishes: mpsc::Receiver<Control>) {
+    let Some(running) = entry.running.get() else {
+        return;
+    };
+    while let Some(wish) = wishes.recv().await {
+        let done = match wish {
+            Control::Stdin(bytes) => {
+                if let Some(stdin) = &running.streams.stdin {
+                    stdin.send(bytes);
+                }
+                Ok(())
+            }
+            Control::CloseStdin => {
+                if let Some(stdin) = &running.streams.stdin {
+                    stdin.close();
+                }
+                Ok(())
+            }
+            Control::Resize(size) => shim.resize(&entry.instance, size.columns, size.rows).await,
+            Control::Signal(signal) => shim.signal(&entry.instance, number(signal)).await,
+        };
+        if let Err(error) = done {
+            tracing::debug!(process = %entry.id, error = error.report(), "a wish was refused");
+        }
+    }
+}
+
+fn number(signal: Signal) -> i32 {
+    match signal {
+        Signal::Terminate => 15,
+        Signal::Kill => 9,
+    }
+}

@@ -1,0 +1,310 @@
+//! The manager as the API server sees it.
+//!
+//! Only translations: what a call does is in the other modules of the manager.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use garden_wire::Unpack;
+use tokio::io::AsyncWriteExt as _;
+
+use super::Manager;
+use crate::api::{Backend, Filters, StreamIn, TarStream};
+use crate::container::Container;
+use crate::error::Error;
+use crate::model::{
+    Addresses, Capacity, ContainerInfo, ContainerSpec, Handle, Limits, Metrics, NetOutRule,
+    PortMapping, ProcessId, ProcessSpec, TeardownJob, TeardownStage, TeardownStatus,
+};
+use crate::process::Attachment;
+use crate::process::streams;
+use crate::users;
+
+const STATE: &str = "garden.state";
+const GRACE_TIME: &str = "garden.grace-time";
+
+impl Backend for Manager {
+    async fn ping(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn capacity(&self) -> Result<Capacity, Error> {
+        let store = self.services().options.store_dir.clone();
+        let most = self.services().options.max_containers;
+        let read = self.services().files.run(move || {
+            let disk = rustix::fs::statvfs(&store)?;
+            let memory = rustix::system::sysinfo();
+            Ok::<_, rustix::io::Errno>(Capacity {
+                memory_bytes: memory.totalram.saturating_mul(u64::from(memory.mem_unit)),
+                disk_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
+                schedulable_disk_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
+                max_containers: most.map_or(u64::MAX, |most| most as u64),
+            })
+        });
+        read.await?
+            .map_err(|errno| Error::host("cannot measure the host", std::io::Error::from(errno)))
+    }
+
+    async fn create(&self, spec: ContainerSpec) -> Result<Handle, Error> {
+        self.create_container(spec).await
+    }
+
+    async fn destroy(&self, handle: &Handle) -> Result<(), Error> {
+        self.destroy_container(handle).await
+    }
+
+    async fn list(&self, filters: &Filters) -> Result<Vec<Handle>, Error> {
+        let matching = self.all().into_iter().filter(|container| {
+            let properties = properties(container);
+            filters
+                .iter()
+                .all(|(key, wanted)| match (key.as_str(), wanted.as_str()) {
+                    (STATE, "all") => true,
+                    (_, "") => properties.get(key).is_none_or(String::is_empty),
+                    (_, wanted) => properties.get(key).is_some_and(|value| value == wanted),
+                })
+        });
+        Ok(matching.map(|container| container.handle.clone()).collect())
+    }
+
+    async fn info(&self, handle: &Handle) -> Result<ContainerInfo, Error> {
+        let container = self.find(handle)?;
+        let record = container.record();
+        Ok(ContainerInfo {
+            handle: handle.clone(),
+            stopped: record.stopped,
+            image: record
+                .spec
+                .image
+                .as_ref()
+                .map(|image| image.uri.clone())
+                .unwrap_or_default(),
+            privileged: record.spec.privileged,
+            created_ms: record.created_ms,
+            events: record.events.clone(),
+            path: container.dir.path().to_owned(),
+            addresses: Addresses::default(),
+            properties: properties(&container),
+            processes: container
+                .processes()
+                .iter()
+                .filter_map(|entry| entry.info())
+                .collect(),
+            mapped_ports: Vec::new(),
+            limits: record.spec.limits,
+        })
+    }
+
+    async fn metrics(&self, handle: &Handle) -> Result<Metrics, Error> {
+        let container = self.find(handle)?;
+        let record = container.record();
+        let cgroups = self.services().cgroups.clone();
+        let read = self.services().files.run(move || {
+            let place = crate::cgroup::Place::Container(&record.cgroup);
+            cgroups.processes(&place).len()
+        });
+        let age = crate::services::now_ms().saturating_sub(container.record().created_ms);
+        Ok(Metrics {
+            pids: read.await? as u64,
+            max_pids: container.record().spec.limits.pids,
+            age: Duration::from_millis(age),
+            ..Metrics::default()
+        })
+    }
+
+    async fn stop(&self, handle: &Handle, kill: bool) -> Result<(), Error> {
+        self.stop_container(handle, kill).await
+    }
+
+    async fn run(&self, handle: &Handle, spec: ProcessSpec) -> Result<Attachment, Error> {
+        self.run_process(handle, spec).await
+    }
+
+    async fn attach(&self, handle: &Handle, process: &ProcessId) -> Result<Attachment, Error> {
+        self.attach_process(handle, process)
+    }
+
+    async fn stream_in(&self, handle: &Handle, files: StreamIn) -> Result<(), Error> {
+        let container = self.find(handle)?;
+        let StreamIn {
+            user,
+            destination,
+            mut tar,
+        } = files;
+        let user = find_user(&container, user).await?;
+        let destination = if destination.starts_with('/') {
+            destination
+        } else {
+            format!("{}/{destination}", user.home.trim_end_matches('/'))
+        };
+        let failed = |error| Error::host("cannot make the pipe of a stream", error);
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|errno| failed(std::io::Error::from(errno)))?;
+        // As large as an unprivileged pipe may be: fewer switches between the two sides.
+        let _ = rustix::pipe::fcntl_setpipe_size(&write, 1 << 20);
+        let mut write = streams::writer(write).map_err(failed)?;
+        let request = Unpack {
+            uid: user.uid,
+            gid: user.gid,
+            destination,
+        };
+        let copy = async move {
+            let copied = tokio::io::copy(&mut tar, &mut write).await;
+            let _ = write.shutdown().await;
+            copied
+        };
+        let (unpacked, copied) = tokio::join!(unpack(container.shim.clone(), request, read), copy);
+        // The container's own word on what went wrong is better than a broken pipe.
+        unpacked?;
+        match copied {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => Err(Error::host("the stream ended before its end", error)),
+        }
+    }
+
+    async fn stream_out(&self, handle: &Handle, _: &str, _: &str) -> Result<TarStream, Error> {
+        self.find(handle)?;
+        Err(Error::Invalid(
+            "this server cannot stream files out of a container yet".to_owned(),
+        ))
+    }
+
+    async fn properties(&self, handle: &Handle) -> Result<BTreeMap<String, String>, Error> {
+        Ok(properties(&*self.find(handle)?))
+    }
+
+    async fn property(&self, handle: &Handle, key: &str) -> Result<Option<String>, Error> {
+        Ok(properties(&*self.find(handle)?).remove(key))
+    }
+
+    async fn set_property(&self, handle: &Handle, key: String, value: String) -> Result<(), Error> {
+        let container = self.find(handle)?;
+        Ok(container
+            .change(|record| record.spec.properties.insert(key, value))
+            .map(drop)?)
+    }
+
+    async fn remove_property(&self, handle: &Handle, key: &str) -> Result<(), Error> {
+        let container = self.find(handle)?;
+        Ok(container
+            .change(|record| record.spec.properties.remove(key))
+            .map(drop)?)
+    }
+
+    async fn grace_time(&self, handle: &Handle) -> Result<Option<Duration>, Error> {
+        Ok(self.find(handle)?.record().spec.grace_time)
+    }
+
+    async fn set_grace_time(
+        &self,
+        handle: &Handle,
+        grace_time: Option<Duration>,
+    ) -> Result<(), Error> {
+        let container = self.find(handle)?;
+        Ok(container.change(|record| record.spec.grace_time = grace_time)?)
+    }
+
+    async fn limits(&self, handle: &Handle) -> Result<Limits, Error> {
+        Ok(self.find(handle)?.record().spec.limits)
+    }
+
+    async fn net_in(&self, handle: &Handle, _: PortMapping) -> Result<PortMapping, Error> {
+        self.find(handle)?;
+        Err(no_network())
+    }
+
+    async fn net_out(&self, handle: &Handle, _: Vec<NetOutRule>) -> Result<(), Error> {
+        self.find(handle)?;
+        Err(no_network())
+    }
+
+    async fn teardown(&self) -> Result<TeardownStatus, Error> {
+        Ok(teardown_status(self))
+    }
+
+    async fn teardown_wait(&self, patience: Duration) -> Result<TeardownStatus, Error> {
+        self.settle(patience).await;
+        Ok(teardown_status(self))
+    }
+}
+
+fn no_network() -> Error {
+    Error::Invalid(
+        "this server has no network to configure: its containers have a loopback only".to_owned(),
+    )
+}
+
+async fn unpack(
+    shim: crate::runtime::shim::Shim,
+    request: Unpack,
+    read: std::os::fd::OwnedFd,
+) -> Result<(), Error> {
+    let done = shim.unpack(request, read.as_fd()).await;
+    // Only now: while our reading end is open, the copy cannot end by a broken pipe early.
+    drop(read);
+    done
+}
+
+async fn find_user(container: &Arc<Container>, user: String) -> Result<users::User, Error> {
+    let files = &container.services.files;
+    let container = Arc::clone(container);
+    let found = files.run(move || users::resolve(container.root.as_fd(), &user));
+    Ok(found.await??)
+}
+
+/// The user's properties and those that Garden itself keeps.
+fn properties(container: &Container) -> BTreeMap<String, String> {
+    let record = container.record();
+    let mut all = record.spec.properties;
+    all.entry(STATE.to_owned())
+        .or_insert_with(|| "created".to_owned());
+    if let Some(grace_time) = record.spec.grace_time {
+        all.insert(GRACE_TIME.to_owned(), grace_time.as_nanos().to_string());
+    }
+    all
+}
+
+fn teardown_status(manager: &Manager) -> TeardownStatus {
+    let snapshot = manager.services().queue().snapshot();
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    TeardownStatus {
+        depth: snapshot.depth,
+        oldest_ms: snapshot.oldest.map(ms),
+        failures: snapshot.stages.iter().map(|stage| stage.failures).sum(),
+        jobs: snapshot
+            .jobs
+            .iter()
+            .map(|job| TeardownJob {
+                container: job.container.clone(),
+                pea: job.process.clone(),
+                stage: job.stage.to_string(),
+                attempts: job.attempts,
+                last_error: job.last_error.clone(),
+                stuck: job.stuck(),
+                age_ms: ms(job.age),
+            })
+            .collect(),
+        stages: snapshot
+            .stages
+            .iter()
+            .map(|stage| TeardownStage {
+                stage: stage.stage.to_string(),
+                runs: stage.count(),
+                total_us: to_us(stage.sum_seconds),
+                longest_us: to_us(stage.max_seconds),
+            })
+            .collect(),
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a duration"
+)]
+fn to_us(seconds: f64) -> u64 {
+    (seconds * 1e6) as u64
+}

@@ -1,0 +1,250 @@
+//! The stages of teardown, done: the other half of the queue in `garden-peas`.
+//!
+//! Each stage is idempotent: what is gone is done. What can hang in the kernel runs on a thread
+//! of its own, which the stage waits for and the queue may stop waiting for.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use garden_peas::TeardownMode;
+use garden_peas::teardown::{
+    Job, Kind, Resources, Stage, StageError, Stages, Target, on_own_thread,
+};
+
+use crate::cgroup::Place;
+use crate::container::Container;
+use crate::depot::ContainerRecord;
+use crate::model::Handle;
+use crate::services::{Services, lock};
+
+/// How long one attempt waits for killed processes to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Does the stages.
+pub(super) struct Cleaner(Weak<Services>);
+
+impl Cleaner {
+    /// Holds its services weakly: they hold the queue, which holds this.
+    pub(super) fn new(services: &Arc<Services>) -> Self {
+        Self(Arc::downgrade(services))
+    }
+}
+
+/// What there is to take away of a container whose directory was retired.
+pub(super) fn container_target(
+    services: &Services,
+    handle: &Handle,
+    record: &ContainerRecord,
+) -> Target {
+    Target {
+        kind: Kind::Container,
+        container: handle.to_string(),
+        process: None,
+        instance: record.instance.clone(),
+        resources: Resources {
+            cgroups: vec![PathBuf::from(&record.cgroup)],
+            rootfs: Some(record.instance.clone()),
+            records: vec![services.depot.gone(&record.instance)],
+            ..Resources::default()
+        },
+    }
+}
+
+impl Stages for Cleaner {
+    async fn run(&self, job: &Job, stage: Stage) -> Result<(), StageError> {
+        let services = self
+            .0
+            .upgrade()
+            .ok_or_else(|| StageError::message("the server is going down"))?;
+        let target = &job.target;
+        match stage {
+            Stage::Kill => kill(services, target).await,
+            Stage::Network | Stage::Free => Ok(()),
+            Stage::Unmount => unmount(&services, target).await,
+            Stage::Trash => trash(services, target).await,
+            Stage::Cgroup => remove_cgroups(services, target).await,
+            Stage::Records => remove_records(services, target).await,
+        }
+    }
+}
+
+/// Kills what is left in the cgroups and waits until it is gone.
+async fn kill(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
+    let groups = target.resources.cgroups.clone();
+    let kind = target.kind;
+    let records = target.resources.records.clone();
+    let owned = Arc::clone(&services);
+    on_own_thread("garden-kill", move || {
+        groups
+            .iter()
+            .try_for_each(|group| kill_group(&owned, group))
+    })
+    .await
+    .map_err(|error| StageError::new("cannot start a thread", error))??;
+    if kind == Kind::Container {
+        for directory in records {
+            end_shim(&directory).await;
+        }
+    }
+    Ok(())
+}
+
+fn kill_group(services: &Services, group: &Path) -> Result<(), StageError> {
+    let names: Vec<&str> = group.iter().filter_map(|name| name.to_str()).collect();
+    let place = match names.as_slice() {
+        [container] => Place::Container(container),
+        [container, pea] => Place::Nested { container, pea },
+        _ => return Ok(()),
+    };
+    services
+        .cgroups
+        .kill(&place)
+        .map_err(|error| StageError::new(format!("cannot kill in {}", group.display()), error))?;
+    let deadline = std::time::Instant::now() + KILL_PATIENCE;
+    loop {
+        let left = services.cgroups.processes(&place);
+        let Some(first) = left.first() else {
+            return Ok(());
+        };
+        if std::time::Instant::now() >= deadline {
+            return Err(StageError::message(format!(
+                "{} of {} processes do not end; pid {first} is in state {}",
+                group.display(),
+                left.len(),
+                state_of(*first)
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The state letter of a process, and what it means where that helps.
+fn state_of(pid: i32) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("State:"))
+        .map_or_else(
+            || "unknown (it may be gone by now)".to_owned(),
+            |text| text.trim().to_owned(),
+        )
+}
+
+/// Ends the supervisor of a container whose processes are gone. One that is gone is fine, one
+/// that refuses has a process that the kill has just ended and will be asked again.
+async fn end_shim(directory: &Path) {
+    use std::os::fd::AsFd as _;
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let Ok(directory) = rustix::fs::open(directory, flags, rustix::fs::Mode::empty()) else {
+        return;
+    };
+    let Ok((shim, _, _)) = crate::runtime::shim::Shim::connect(directory.as_fd()).await else {
+        return;
+    };
+    for _ in 0..50 {
+        if shim.shutdown().await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    tracing::warn!("a supervisor does not end; it will be asked again at the next start");
+}
+
+/// Drops what refers to the mount, besides its processes.
+async fn unmount(services: &Arc<Services>, target: &Target) -> Result<(), StageError> {
+    if target.kind == Kind::Pea
+        && let Some(container) = find(services, &target.container)
+    {
+        // A supervisor that is gone keeps nothing.
+        let _ = container.shim.forget(&target.instance).await;
+    }
+    if services.options.teardown == TeardownMode::Inline
+        && let Some(mount) = services.release_mount(&target.instance)
+    {
+        // As it was done of old: whoever waits for this pays the sync of the whole disk.
+        on_own_thread("garden-unmount", move || drop(mount))
+            .await
+            .map_err(|error| StageError::new("cannot start a thread", error))?;
+    }
+    Ok(())
+}
+
+fn find(services: &Services, handle: &str) -> Option<Arc<Container>> {
+    lock(&services.pods).get(handle).and_then(Weak::upgrade)
+}
+
+/// Moves the tree to the trash; a mount that would sync is closed after its data is gone.
+async fn trash(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
+    let Some(id) = target.resources.rootfs.clone() else {
+        return Ok(());
+    };
+    let mounts = services.release_mount(&id).into_iter().collect();
+    let store = services.store.clone();
+    on_own_thread("garden-trash", move || store.destroy_holding(&id, mounts))
+        .await
+        .map_err(|error| StageError::new("cannot start a thread", error))?
+        .map(drop)
+        .map_err(|error| StageError::new("cannot move the root filesystem to the trash", error))
+}
+
+async fn remove_cgroups(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
+    let groups = target.resources.cgroups.clone();
+    on_own_thread("garden-cgroup", move || {
+        for group in &groups {
+            let names: Vec<&str> = group.iter().filter_map(|name| name.to_str()).collect();
+            let place = match names.as_slice() {
+                [container] => Place::Container(container),
+                [container, pea] => Place::Nested { container, pea },
+                _ => continue,
+            };
+            services
+                .cgroups
+                .remove(&place, KILL_PATIENCE)
+                .map_err(|error| {
+                    StageError::new(
+                        format!("cannot remove the cgroup {}", group.display()),
+                        error,
+                    )
+                })?;
+        }
+        Ok(())
+    })
+    .await
+    .map_err(|error| StageError::new("cannot start a thread", error))?
+}
+
+async fn remove_records(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
+    match target.kind {
+        // Its container's directory stays; only what is the pea's own goes.
+        Kind::Pea => {
+            for directory in &target.resources.records {
+                let processes = directory.join("processes");
+                for suffix in ["json", "exit"] {
+                    let file = processes.join(format!("{}.{suffix}", target.instance));
+                    match std::fs::remove_file(&file) {
+                        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                            let doing = format!("cannot remove {}", file.display());
+                            return Err(StageError::new(doing, error));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Ok(())
+        }
+        Kind::Container => {
+            let gone = services.depot.gone(&target.instance);
+            on_own_thread("garden-records", move || {
+                match std::fs::remove_dir_all(&gone) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(
+                        StageError::new(format!("cannot remove {}", gone.display()), error),
+                    ),
+                    _ => Ok(()),
+                }
+            })
+            .await
+            .map_err(|error| StageError::new("cannot start a thread", error))?
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Creating a container.
+//!
+//! ```text
+//! reserve the handle ─▶ record `creating` ─▶ ┬ root filesystem ┐
+//!                                            ├ cgroup          ├─▶ init ─▶ cpu share ─▶ record
+//!                                            └ shim            ┘                        `created`
+//! ```
+//!
+//! A failure anywhere hands what there is to the teardown queue, waits for it a while, and only
+//! then returns the error. A crash anywhere leaves the record, by which the next server does the
+//! same.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use garden_rootfs::Rootfs;
+use garden_wire::{Kind, Role};
+use tokio::sync::mpsc;
+
+use super::Manager;
+use super::cleaner;
+use crate::bundle::{self, ContainerInput, ProcessInput};
+use crate::cgroup::{Group, Place};
+use crate::container::exits::Exits;
+use crate::container::launch::{self, Passed, StartOrder};
+use crate::container::{Container, peas};
+use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
+use crate::error::Error;
+use crate::model::{ContainerSpec, Handle, ImageRef, ProcessId};
+use crate::runtime::shim::{self, Event, Shim};
+use crate::services::{Services, lock, new_instance, now_ms};
+
+/// The supervisor's name for the init.
+pub(super) const INIT: &str = "init";
+/// How long an error waits for the undo of what had been made.
+const UNDO_PATIENCE: Duration = Duration::from_secs(5);
+
+type Connected = (Shim, mpsc::UnboundedReceiver<Event>);
+
+impl Manager {
+    /// Creates a container; it can run processes when this returns.
+    ///
+    /// # Errors
+    /// [`Error::HandleInUse`], [`Error::Exhausted`], and whatever is wrong with the image or the
+    /// host. Nothing of the container is left then.
+    pub async fn create_container(&self, spec: ContainerSpec) -> Result<Handle, Error> {
+        // On a task of its own: a caller that goes away half-way must not leave half a container.
+        let manager = self.clone();
+        let span = tracing::Span::current();
+        let task = async move { manager.create_uncancelled(spec).await };
+        let task = tokio::spawn(tracing::Instrument::instrument(task, span));
+        task.await
+            .map_err(|error| Error::host("creating the container failed", error))?
+    }
+
+    async fn create_uncancelled(&self, mut spec: ContainerSpec) -> Result<Handle, Error> {
+        let begun = Instant::now();
+        let services = Arc::clone(self.services());
+        let handle = spec.handle.clone().unwrap_or_else(Handle::generate);
+        spec.handle = Some(handle.clone());
+        let image = self.image_of(&spec)?;
+        spec.image = Some(image.clone());
+        let Some(dir) = self.reserve(&handle)? else {
+            return Err(Error::HandleInUse(handle));
+        };
+        let instance = new_instance();
+        let cgroup = self.cgroup_name(&handle, &instance);
+        let mut record = ContainerRecord::new(instance, cgroup, spec, now_ms());
+        let made = match dir.write(&record) {
+            Ok(()) => self.make(&handle, dir, &mut record, &image).await,
+            Err(error) => Err(error.into()),
+        };
+        match made {
+            Ok(container) => {
+                self.insert(container);
+                let ms = begun.elapsed().as_secs_f64() * 1000.0;
+                tracing::info!(%handle, duration_ms = ms, "container created");
+                Ok(handle)
+            }
+            Err(error) => {
+                tracing::info!(%handle, error = error.report(), "container not created");
+                self.undo(&services, &handle, &record).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn image_of(&self, spec: &ContainerSpec) -> Result<ImageRef, Error> {
+        let default = || {
+            let uri = self.services().options.default_image.clone()?;
+            Some(ImageRef {
+                uri,
+                ..ImageRef::default()
+            })
+        };
+        spec.image.clone().or_else(default).ok_or_else(|| {
+            Error::Invalid(
+                "no image was given and this server has no default one: name a tar, a \
+                 directory or an oci:// layout"
+                    .to_owned(),
+            )
+        })
+    }
+
+    /// Takes the handle, unless it is taken or the server is full.
+    fn reserve(&self, handle: &Handle) -> Result<Option<ContainerDir>, Error> {
+        let services = self.services();
+        let Some(most) = services.options.max_containers else {
+            return Ok(services.depot.reserve(handle)?);
+        };
+        // Counted and taken under one lock: parallel creates do not exceed the limit.
+        let _one_at_a_time = lock(&self.0.containers);
+        if services.depot.names()?.len() >= most {
+            return Err(Error::Exhausted("max containers reached".to_owned()));
+        }
+        Ok(services.depot.reserve(handle)?)
+    }
+
+    /// The handle, so that a person finds the group; with a suffix while the group of an earlier
+    /// container of this handle is still being removed.
+    fn cgroup_name(&self, handle: &Handle, instance: &str) -> String {
+        if self
+            .services()
+            .cgroups
+            .exists(&Place::Container(handle.as_str()))
+        {
+            let suffix = instance
+                .get(instance.len().saturating_sub(8)..)
+                .unwrap_or(instance);
+            return format!("{handle}.{suffix}");
+        }
+        handle.as_str().to_owned()
+    }
+
+    async fn make(
+        &self,
+        handle: &Handle,
+        dir: ContainerDir,
+        record: &mut ContainerRecord,
+        image: &ImageRef,
+    ) -> Result<Arc<Container>, Error> {
+        let services = self.services();
+        let privileged = record.spec.privileged;
+        let (rootfs, group, connected) = tokio::join!(
+            services.make_rootfs(&record.instance, image, privileged, false),
+            make_group(services, record),
+            spawn_shim(services, handle, &dir),
+        );
+        let (shim, events) = connected?;
+        let (rootfs, group) = (rootfs?, group?);
+        record.image_env.clone_from(&rootfs.config.env);
+        let exits = Exits::new();
+        let _ = exits.expect(INIT);
+        dir.write_process(&ProcessRecord::new(
+            ProcessId::generate(),
+            INIT.to_owned(),
+            "/tmp/garden-init".to_owned(),
+        ))?;
+        let pid = self
+            .start_init(handle, record, &shim, rootfs, group)
+            .await?;
+        let root = open_root(pid)?;
+        let cgroups = services.cgroups.clone();
+        let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
+        let limited = services
+            .files
+            .run(move || cgroups.limit_cpu(&Place::Container(&name), &limits));
+        limited.await??;
+        record.init_pid = pid;
+        record.phase = Phase::Created;
+        dir.write(record)?;
+        let services = Arc::clone(services);
+        let record = record.clone();
+        let handle = handle.clone();
+        Ok(Container::new(
+            handle, dir, services, shim, exits, root, record, events,
+        ))
+    }
+
+    async fn start_init(
+        &self,
+        handle: &Handle,
+        record: &ContainerRecord,
+        shim: &Shim,
+        rootfs: Rootfs,
+        group: Group,
+    ) -> Result<u32, Error> {
+        let services = self.services();
+        let privileged = record.spec.privileged;
+        let mut passed = Passed::default();
+        let binds = record.spec.bind_mounts.clone();
+        let opened = services.files.run(move || {
+            let mut passed = Passed::default();
+            let staged = launch::open_binds(&binds, &mut passed)?;
+            Ok::<_, Error>((staged, passed))
+        });
+        let (binds, mounts) = opened.await??;
+        passed.extend(mounts);
+        let mount = rootfs
+            .mount
+            .try_clone()
+            .map_err(|error| Error::host("cannot duplicate the root filesystem's mount", error))?;
+        passed.add(Role::Rootfs, mount);
+        for file in group.joins {
+            passed.add(Role::Cgroup, file);
+        }
+        let hostname = peas::hostname(handle);
+        let input = ContainerInput {
+            privileged,
+            hostname: &hostname,
+            ids: &services.options.ids,
+            binds: &binds,
+            read_only: false,
+        };
+        let process = ProcessInput {
+            args: vec!["/tmp/garden-init".to_owned()],
+            cwd: "/",
+            ..ProcessInput::default()
+        };
+        let order = StartOrder {
+            instance: INIT,
+            kind: Kind::Init,
+            spec: &bundle::init(&input, &process)?,
+            capabilities: services.capabilities(privileged),
+            privileged,
+            terminal: None,
+        };
+        let (pid, _) = launch::start(shim, order, passed).await?;
+        services.hold_mount(&record.instance, rootfs.volatile, rootfs.mount);
+        Ok(pid)
+    }
+
+    /// Takes away what a failed create has made.
+    async fn undo(&self, services: &Arc<Services>, handle: &Handle, record: &ContainerRecord) {
+        if let Err(error) = services.depot.retire(handle, &record.instance) {
+            let error = crate::error::report(&error);
+            tracing::error!(%handle, error, "cannot free the handle of a failed create");
+        }
+        let target = cleaner::container_target(services, handle, record);
+        let mut ticket = services.queue().enqueue_direct(target);
+        if tokio::time::timeout(UNDO_PATIENCE, ticket.finished())
+            .await
+            .is_err()
+        {
+            tracing::warn!(%handle, "the undo of a failed create goes on in the background");
+        }
+    }
+}
+
+async fn make_group(services: &Arc<Services>, record: &ContainerRecord) -> Result<Group, Error> {
+    let cgroups = services.cgroups.clone();
+    let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
+    let devices = Services::devices(record.spec.privileged);
+    let made = services
+        .files
+        .run(move || cgroups.create(&Place::Container(&name), &limits, devices));
+    Ok(made.await??)
+}
+
+/// Makes a supervisor for the container and connects to it.
+async fn spawn_shim(
+    services: &Arc<Services>,
+    handle: &Handle,
+    dir: &ContainerDir,
+) -> Result<Connected, Error> {
+    let listener = shim::listen(dir.fd())
+        .map_err(|error| Error::host("cannot make the supervisor's socket", error))?;
+    services
+        .zygote
+        .spawn(handle, &listener, dir.processes())
+        .await?;
+    let (shim, _, events) = Shim::connect(dir.fd()).await?;
+    Ok((shim, events))
+}
+
+/// The container's root directory, by its init. The pid cannot be another's: its supervisor has
+/// not reaped it, or the open fails and with it the create.
+pub(super) fn open_root(init_pid: u32) -> Result<OwnedFd, Error> {
+    let path = format!("/proc/{init_pid}/root");
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open(&*path, flags, rustix::fs::Mode::empty()).map_err(|errno| {
+        Error::host(
+            "cannot open the container's root",
+            std::io::Error::from(errno),
+        )
+    })
+}

@@ -1,0 +1,240 @@
+//! Running processes and peas in a container.
+
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, OnceLock};
+
+use garden_peas::parts::{Order, PeaName};
+use garden_peas::{Pea, RunError};
+use garden_wire::{ExitRecord, Kind};
+
+use super::Manager;
+use crate::bundle::{self, ProcessInput};
+use crate::cgroup::Group;
+use crate::container::launch::{self, Passed, StartOrder};
+use crate::container::peas::{self, PeaSpec};
+use crate::container::process::ProcessEntry;
+use crate::container::{Container, exits};
+use crate::depot::{ContainerRecord, ProcessRecord};
+use crate::error::Error;
+use crate::model::{Exit, Handle, ProcessId, ProcessSpec};
+use crate::process::Attachment;
+use crate::services::{Services, new_instance};
+use crate::{env, users};
+
+impl Manager {
+    /// Starts a process, or a pea if the specification has an image.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`], [`Error::ProcessIdInUse`], [`Error::ExecutableNotFound`],
+    /// [`Error::NotExecutable`], and what is wrong with user, directory or image.
+    pub async fn run_process(
+        &self,
+        handle: &Handle,
+        spec: ProcessSpec,
+    ) -> Result<Attachment, Error> {
+        let container = self.find(handle)?;
+        if container.is_destroying() {
+            return Err(Error::BeingDestroyed(handle.clone()));
+        }
+        if !spec.is_pea() && !spec.bind_mounts.is_empty() {
+            return Err(Error::Invalid(
+                "Running a process with bind mounts and no image provided is not allowed"
+                    .to_owned(),
+            ));
+        }
+        // On a task of its own: what has begun to start is either known or undone, whatever
+        // becomes of the caller.
+        let task = tokio::spawn(start(container, spec));
+        task.await
+            .map_err(|error| Error::host("starting the process failed", error))?
+    }
+
+    /// Joins a process or a pea, also one that has ended.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`], [`Error::ProcessNotFound`].
+    pub fn attach_process(&self, handle: &Handle, id: &ProcessId) -> Result<Attachment, Error> {
+        let container = self.find(handle)?;
+        container
+            .process(id)
+            .and_then(|entry| entry.attach(&container.shim))
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))
+    }
+}
+
+async fn start(container: Arc<Container>, spec: ProcessSpec) -> Result<Attachment, Error> {
+    let id = spec.id.clone().unwrap_or_else(ProcessId::generate);
+    let pea = spec.is_pea();
+    let entry = ProcessEntry::new(id, new_instance(), pea, spec.path.clone());
+    container.reserve(&entry)?;
+    let started = if pea {
+        start_pea(&container, &entry, spec).await
+    } else {
+        start_exec(&container, &entry, spec).await
+    };
+    let attachment = started.and_then(|()| {
+        entry
+            .attach(&container.shim)
+            .ok_or_else(|| Error::host("cannot attach to the process", "it did not start"))
+    });
+    if attachment.is_err() {
+        container.unreserve(&entry);
+        if !pea {
+            container.exits.forget(&entry.instance);
+            container.dir.remove_process(&entry.instance);
+        }
+    }
+    attachment
+}
+
+async fn start_exec(
+    container: &Arc<Container>,
+    entry: &Arc<ProcessEntry>,
+    spec: ProcessSpec,
+) -> Result<(), Error> {
+    let record = container.record();
+    let privileged = record.spec.privileged;
+    let (user, group) = prepare(container, &record, spec.user.clone()).await?;
+    let mut passed = Passed::default();
+    passed.add_group(group);
+    let ends = match spec.tty {
+        Some(_) => None,
+        None => Some(launch::pipes(&mut passed)?),
+    };
+    let environment = env::effective(&[&record.image_env, &record.spec.env, &spec.env], &user);
+    let oci = bundle::exec(
+        privileged,
+        &ProcessInput {
+            args: peas::command(&spec),
+            env: environment,
+            cwd: spec.dir.as_deref().unwrap_or(&user.home),
+            uid: user.uid,
+            gid: user.gid,
+            additional_gids: &user.additional_gids,
+            rlimits: &spec.rlimits,
+            terminal: spec.tty.is_some(),
+        },
+    )?;
+    let exit = container.exits.expect(&entry.instance);
+    container.dir.write_process(&ProcessRecord::new(
+        entry.id.clone(),
+        entry.instance.clone(),
+        spec.path.clone(),
+    ))?;
+    let order = StartOrder {
+        instance: &entry.instance,
+        kind: Kind::Exec,
+        spec: &oci,
+        capabilities: container.services.capabilities(privileged),
+        privileged,
+        terminal: spec.tty.map(|size| (size.columns, size.rows)),
+    };
+    let (pid, master) = launch::start(&container.shim, order, passed).await?;
+    let streams = match (ends, master) {
+        (Some(ends), _) => launch::streams(ends, &container.shim, &entry.instance)?,
+        (None, Some(master)) => launch::terminal(master, &container.shim, &entry.instance)?,
+        (None, None) => return Err(Error::host("cannot run the process", "no terminal came")),
+    };
+    entry.started(pid, streams);
+    let entry = Arc::clone(entry);
+    tokio::spawn(async move {
+        if let Some(record) = exits::wait(exit).await {
+            entry.announce(exit_of(&record)).await;
+        }
+    });
+    Ok(())
+}
+
+/// Looks the user up in the container and opens its cgroup: one trip to a worker thread.
+async fn prepare(
+    container: &Arc<Container>,
+    record: &ContainerRecord,
+    user: Option<String>,
+) -> Result<(users::User, Group), Error> {
+    let files = &container.services.files;
+    let container = Arc::clone(container);
+    let services = Arc::clone(&container.services);
+    let cgroup = record.cgroup.clone();
+    let devices = Services::devices(record.spec.privileged);
+    let prepared = files.run(move || {
+        let user = users::resolve(container.root.as_fd(), user.as_deref().unwrap_or_default())?;
+        let group = services.cgroups.open_container(&cgroup, devices)?;
+        Ok::<_, Error>((user, group))
+    });
+    prepared.await?
+}
+
+async fn start_pea(
+    container: &Arc<Container>,
+    entry: &Arc<ProcessEntry>,
+    spec: ProcessSpec,
+) -> Result<(), Error> {
+    let Some(image) = spec.image.clone() else {
+        return Err(Error::host("cannot run the pea", "it has no image"));
+    };
+    let own_limits = spec.own_limits.is_some();
+    let record = container.record();
+    let mut process =
+        ProcessRecord::new(entry.id.clone(), entry.instance.clone(), spec.path.clone());
+    process.pea = true;
+    process.own_limits = own_limits;
+    container.dir.write_process(&process)?;
+    let streams = Arc::new(OnceLock::new());
+    let order = Order {
+        name: PeaName {
+            container: container.handle.to_string(),
+            process: entry.id.to_string(),
+        },
+        instance: entry.instance.clone(),
+        image,
+        user: spec.user.clone().unwrap_or_default(),
+        resources: peas::resources(container, &record.cgroup, &entry.instance, own_limits),
+        spec: PeaSpec {
+            process: spec,
+            streams: Arc::clone(&streams),
+        },
+    };
+    let pea = container
+        .peas()
+        .run(order)
+        .await
+        .map_err(|error| pea_error(container, entry, error))?;
+    let Some(streams) = Arc::into_inner(streams).and_then(OnceLock::into_inner) else {
+        pea.destroy();
+        return Err(Error::host(
+            "cannot run the pea",
+            "its streams were not made",
+        ));
+    };
+    entry.started(pea.pid, streams);
+    follow_pea(entry, pea);
+    Ok(())
+}
+
+/// Announces a pea's exit when its teardown is on file.
+pub(super) fn follow_pea(entry: &Arc<ProcessEntry>, pea: Pea<ExitRecord>) {
+    let entry = Arc::clone(entry);
+    tokio::spawn(async move {
+        if let Ok(record) = pea.wait().await {
+            entry.announce(exit_of(&record)).await;
+        }
+    });
+}
+
+pub(super) fn exit_of(record: &ExitRecord) -> Exit {
+    Exit {
+        code: record.code,
+        out_of_memory: record.out_of_memory,
+    }
+}
+
+fn pea_error(container: &Container, entry: &ProcessEntry, error: RunError<Error>) -> Error {
+    match error {
+        RunError::InUse(_) => Error::ProcessIdInUse(entry.id.clone()),
+        RunError::Destroyed(_) => Error::BeingDestroyed(container.handle.clone()),
+        RunError::Lost(_) => Error::host("cannot run the pea", "it was lost while it started"),
+        other => other
+            .into_source()
+            .unwrap_or_else(|| Error::host("cannot run the pea", "for an unknown reason")),
+    }
+}

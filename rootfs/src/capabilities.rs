@@ -1,0 +1,86 @@
+//! What this kernel and this disk can do for root filesystems.
+//!
+//! Probed once, when a store is opened, by trying: parsing of mount options without mounting, and
+//! one id-mapped clone. Nothing is mounted with an upper directory, so that nothing syncs.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use garden_sys::mount::{Change, set_attributes};
+use garden_sys::userns::{self, IdRange};
+use rustix::mount::{
+    FsOpenFlags, OpenTreeFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsopen,
+    open_tree,
+};
+use serde::Serialize;
+
+/// How an overlay is asked not to sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Volatile {
+    /// The option `volatile` (Linux 5.10).
+    Flag,
+    /// The option `fsync=volatile` (Linux 7.0 and stable 6.18.21), where the older is gone.
+    Fsync,
+}
+
+/// What this kernel and this disk can do for root filesystems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// Overlay mounts through file system contexts (Linux 5.2).
+    pub overlay: bool,
+    /// Overlays that never sync, and how they are asked for.
+    pub volatile: Option<Volatile>,
+    /// Layers given one by one (`lowerdir+`, Linux 6.7).
+    pub layers_one_by_one: bool,
+    /// Layers given as descriptors (Linux 6.13).
+    pub layers_as_descriptors: bool,
+    /// Mounts of the store's disk whose owners are mapped (Linux 5.12, and the file system).
+    pub mapped_owners: bool,
+}
+
+impl Capabilities {
+    /// Tries everything. `directory` is any directory of the store.
+    pub(crate) fn probe(directory: &OwnedFd) -> Self {
+        let context = || fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
+        let takes = |test: &dyn Fn(BorrowedFd<'_>) -> rustix::io::Result<()>| {
+            context().is_ok_and(|context| test(context.as_fd()).is_ok())
+        };
+        let volatile = if takes(&|context| fsconfig_set_flag(context, "volatile")) {
+            Some(Volatile::Flag)
+        } else if takes(&|context| fsconfig_set_string(context, "fsync", "volatile")) {
+            Some(Volatile::Fsync)
+        } else {
+            None
+        };
+        Self {
+            overlay: context().is_ok(),
+            volatile,
+            // Any directory will do: it is looked up, and nothing is mounted.
+            layers_one_by_one: takes(&|context| fsconfig_set_string(context, "lowerdir+", "/")),
+            layers_as_descriptors: takes(&|context| {
+                fsconfig_set_fd(context, "lowerdir+", directory)
+            }),
+            mapped_owners: can_map(directory),
+        }
+    }
+}
+
+fn can_map(directory: &OwnedFd) -> bool {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let map = [IdRange {
+        inside: 0,
+        host: 1,
+        size: 1,
+    }];
+    let (Ok(clone), Ok(namespace)) = (open_tree(directory, "", flags), userns::create(&map, &map))
+    else {
+        return false;
+    };
+    let change = Change {
+        idmap: Some(namespace.as_fd()),
+        ..Change::default()
+    };
+    set_attributes(&clone, &change).is_ok()
+}

@@ -1,0 +1,183 @@
+//! What can go wrong with images and root filesystems.
+//!
+//! Callers decide on the variant: an image that is not there, an image that is wrong, an id that
+//! is taken, and a host that did not do its part lead to different answers. Texts are for people;
+//! the cause is kept as the source and never repeated.
+
+use std::io;
+use std::path::PathBuf;
+
+/// What can go wrong with images and root filesystems.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The image source has a form that cannot be read.
+    #[error(
+        "the image source {0:?} is not supported: use the path of a tar (plain, gzip or zstd) or \
+         of a directory, file:///PATH, or oci:///PATH[:REF]"
+    )]
+    UnsupportedSource(String),
+    /// The image is not where its source says.
+    #[error("the image {image:?} does not exist: check the path")]
+    ImageNotFound {
+        /// The source, as it was given.
+        image: String,
+        /// What was looked for.
+        #[source]
+        source: io::Error,
+    },
+    /// The image is there, but cannot be used; nothing of it was kept.
+    #[error("the image {image:?} cannot be used{}", entry.as_deref().map(|e| format!(", because of its entry {e:?}")).unwrap_or_default())]
+    ImageMalformed {
+        /// The source, as it was given.
+        image: String,
+        /// The entry of the archive, or the file of the layout, that is wrong.
+        entry: Option<String>,
+        /// The rule that it breaks.
+        #[source]
+        rule: Rule,
+    },
+    /// The id cannot be the name of a root filesystem.
+    #[error(
+        "the id {0:?} cannot be used: give 1 to 255 bytes without a slash, not starting with a dot"
+    )]
+    InvalidId(String),
+    /// There is a root filesystem of this id.
+    #[error(
+        "a root filesystem with the id {0:?} already exists: destroy it first, or use another id"
+    )]
+    IdInUse(String),
+    /// Another server works with this store.
+    #[error("the store {} is in use by another server: stop it, or use another store", .0.display())]
+    StoreInUse(PathBuf),
+    /// The mapping of owners is not usable.
+    #[error("the mapping of owners cannot be used: {0}")]
+    InvalidMapping(String),
+    /// The kernel cannot do what is needed.
+    #[error("this kernel has no {what}: it needs Linux {since} or newer")]
+    HostLacks {
+        /// The feature.
+        what: &'static str,
+        /// The first kernel that has it.
+        since: &'static str,
+    },
+    /// A step on the host failed.
+    #[error("cannot {step}{}", kernel.as_deref().map(|text| format!(" (the kernel says: {text})")).unwrap_or_default())]
+    Host {
+        /// The step, with its object.
+        step: String,
+        /// The kernel's own words, where it left any.
+        kernel: Option<String>,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A rule that every image must keep.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Rule {
+    /// `..` in a name.
+    #[error("a name must not contain '..'")]
+    Parent,
+    /// A name that starts at the root of the host.
+    #[error("a name must not start with '/'")]
+    Absolute,
+    /// Nothing, a NUL byte, or a whiteout of nothing.
+    #[error("it is not a usable file name")]
+    Name,
+    /// A name, a part of it, or a link target longer than is allowed.
+    #[error("a name must not be longer than {0} bytes")]
+    Length(usize),
+    /// More directories inside each other than is allowed.
+    #[error("directories must not be nested deeper than {0}")]
+    Depth(usize),
+    /// A way through a symbolic link that leaves the image or ends nowhere in its layer.
+    #[error("its way leads through a symbolic link that leaves the layer")]
+    LeavesRoot,
+    /// The root itself is not a directory.
+    #[error("the root must be a directory")]
+    RootNotDirectory,
+    /// A hard link to something that the layer did not bring before it.
+    #[error("a hard link must lead to a file that comes earlier in the same layer, not to {0:?}")]
+    LinkTarget(String),
+    /// An owner that would be another one inside.
+    #[error("the owner {0} is too large: 2147483647 is the last one")]
+    Owner(u64),
+    /// Too many entries.
+    #[error("a layer must not have more than {0} entries")]
+    Entries(u64),
+    /// Too many bytes.
+    #[error("a layer must not have more than {0} bytes")]
+    Bytes(u64),
+    /// Names that would need too much memory.
+    #[error("the names of a layer must not need more than {0} bytes")]
+    Names(u64),
+    /// A sparse file.
+    #[error("sparse files are not supported: make the archive without --sparse")]
+    Sparse,
+    /// A header that says something impossible.
+    #[error("its header is wrong: {0}")]
+    Header(String),
+    /// An archive or a compressed stream that cannot be read.
+    #[error("its bytes cannot be read as what they claim to be")]
+    Stream(#[source] io::Error),
+    /// Content that is not what was promised.
+    #[error("its content has the digest {actual} instead of {expected}")]
+    Digest {
+        /// What was promised.
+        expected: String,
+        /// What is there.
+        actual: String,
+    },
+    /// Content of another size than was promised.
+    #[error("it has {actual} bytes instead of {expected}")]
+    Size {
+        /// What was promised.
+        expected: u64,
+        /// What is there.
+        actual: u64,
+    },
+    /// An image layout, manifest or configuration that cannot be used.
+    #[error("{0}")]
+    Layout(String),
+    /// More layers than overlay can stack.
+    #[error("it has {0} layers: 500 can be stacked")]
+    Layers(usize),
+}
+
+/// The result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A failed step on the host.
+    pub(crate) fn host(step: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::Host {
+            step: step.into(),
+            kernel: None,
+            source: source.into(),
+        }
+    }
+
+    /// An image that breaks a rule.
+    pub(crate) fn image(image: &str, entry: Option<&str>, rule: Rule) -> Self {
+        Self::ImageMalformed {
+            image: image.to_owned(),
+            entry: entry.map(str::to_owned),
+            rule,
+        }
+    }
+}
+
+/// Adds the step to a result of a system call.
+pub(crate) trait Step<T> {
+    /// Names what was tried: `cannot {step}`.
+    fn step(self, step: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for std::result::Result<T, E> {
+    fn step(self, step: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::host(step(), source))
+    }
+}

@@ -1,0 +1,348 @@
+//! Creating and destroying root filesystems.
+//!
+//! The work behind `Store::create` and `Store::destroy`. A root filesystem is a directory
+//! `rootfs/ID` with `upper/` and `work/`, and a mount that only its holder sees. It is made in a
+//! staging directory and gets its id by one rename that fails when the id is taken: two creations
+//! never undo each other, and whatever fails leaves nothing under the id. Destroying is one rename
+//! into the trash, whatever was written.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
+
+use garden_sys::userns::{self, IdRange};
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::dirs;
+use crate::error::{Error, Result, Step};
+use crate::image::{Image, ImageConfig};
+use crate::overlay::{Failed, Overlay, Upper};
+use crate::staging::Staged;
+use crate::store::{Store, Unmount};
+use crate::unpack::attributes::Attributes;
+
+const RECORD: &str = "record.json";
+
+/// Whose ids the files of a root filesystem get.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub enum Mapping {
+    /// The ids of the image are the ids of the host.
+    #[default]
+    Host,
+    /// The ids of the image are those inside a user namespace with these maps.
+    Mapped {
+        /// Users.
+        uid: Vec<IdRange>,
+        /// Groups.
+        gid: Vec<IdRange>,
+    },
+}
+
+/// What a root filesystem is made from.
+#[derive(Debug, Clone)]
+pub struct CreateRequest<'a> {
+    /// Its name: 1 to 255 bytes, a usable file name that does not start with a dot.
+    pub id: &'a str,
+    /// An image of the same store.
+    pub image: &'a Image,
+    /// Whose ids its files get.
+    pub mapping: Mapping,
+    /// Without anything to write to: the mount has no upper directory and can never need a sync.
+    /// Nothing can be made in it, mount points included.
+    pub read_only: bool,
+}
+
+/// A root filesystem that is ready to be used.
+pub struct Rootfs {
+    /// Its name.
+    pub id: String,
+    /// The mount, detached: in no mount table until it is attached with `move_mount(2)`. When the
+    /// last reference goes and it is not volatile, the kernel syncs the whole disk of the store in
+    /// that thread: see [`Store::destroy_holding`].
+    pub mount: OwnedFd,
+    /// What its image says about running it.
+    pub config: ImageConfig,
+    /// Whether the kernel never syncs it.
+    pub volatile: bool,
+}
+
+impl fmt::Debug for Rootfs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rootfs")
+            .field("id", &self.id)
+            .field("volatile", &self.volatile)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A root filesystem in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootfsInfo {
+    /// Its name.
+    pub id: String,
+    /// The image it was made from.
+    pub image: Digest,
+    /// The keys of its layers, the topmost last.
+    pub layers: Vec<String>,
+    /// Whether it can be written to.
+    pub read_only: bool,
+    /// When it was created, in milliseconds since the epoch.
+    pub created_ms: u64,
+    /// The boot in which it was created: it does not outlive it.
+    pub boot: String,
+}
+
+impl Store {
+    /// Makes a root filesystem and its mount. Takes the same time whatever the image's size, and
+    /// waits for no disk.
+    pub fn create(&self, request: &CreateRequest<'_>) -> Result<Rootfs> {
+        let id = check_id(request.id)?;
+        self.check_host(&request.mapping)?;
+        if dirs::exists(&self.inner.dirs.rootfs, id) {
+            return Err(Error::IdInUse(id.to_owned()));
+        }
+        let namespace = self.namespace(&request.mapping)?;
+        let staged = Staged::new(&self.inner.dirs, &self.inner.trash)?;
+        let upper = staged.subdirectory("upper", Mode::from_raw_mode(0o755))?;
+        give_root(&upper, &request.image.root, &request.mapping)?;
+        self.write_record(&staged, request)?;
+        let trees = self.trees(request.image)?;
+        let layers: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
+        let mut overlay = Overlay {
+            layers,
+            mapping: namespace.as_deref().map(AsFd::as_fd),
+            upper: None,
+            top: None,
+            no_devices: request.mapping != Mapping::Host,
+        };
+        let (mount, volatile) = if request.read_only {
+            overlay.top = Some(upper.as_fd());
+            (overlay.mount().map_err(|failed| failed.of(id))?, true)
+        } else {
+            let work = staged.subdirectory("work", Mode::RWXU)?;
+            self.mount_writable(upper.as_fd(), work.as_fd(), overlay, id)?
+        };
+        match staged.publish(self.inner.dirs.rootfs.as_fd(), id) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Err(Error::IdInUse(id.to_owned())),
+            Err(error) => {
+                let step = format!("name the root filesystem {id:?}");
+                return Err(Error::host(step, error));
+            }
+        }
+        Ok(Rootfs {
+            id: id.to_owned(),
+            mount,
+            config: request.image.config.clone(),
+            volatile,
+        })
+    }
+
+    /// Takes a root filesystem away: its id is free at once, its data is removed in the
+    /// background. `false` when there is none. Its mount may still be held by somebody; a mount
+    /// that is not volatile is better given to [`Store::destroy_holding`].
+    pub fn destroy(&self, id: &str) -> Result<bool> {
+        self.destroy_holding(id, Vec::new())
+    }
+
+    /// The same, and keeps these descriptors (of its mount) open until the data is gone, so that
+    /// their last close has nothing of it to write. Closed at once when there is no such id.
+    pub fn destroy_holding(&self, id: &str, mounts: Vec<OwnedFd>) -> Result<bool> {
+        let Ok(id) = check_id(id) else {
+            return Ok(false);
+        };
+        let done = self
+            .inner
+            .trash
+            .discard(&self.inner.dirs.rootfs, id, mounts);
+        done.step(|| format!("take the root filesystem {id:?} away"))
+    }
+
+    /// All root filesystems, by id.
+    pub fn list(&self) -> Result<Vec<RootfsInfo>> {
+        let names =
+            dirs::names(&self.inner.dirs.rootfs).step(|| "list root filesystems".to_owned())?;
+        // One without a readable record was destroyed just now.
+        Ok(names.iter().filter_map(|id| self.info(id)).collect())
+    }
+
+    pub(crate) fn info(&self, id: &str) -> Option<RootfsInfo> {
+        let directory = dirs::directory(&self.inner.dirs.rootfs, id).ok()?;
+        let bytes = dirs::read(&directory, RECORD).ok()??;
+        let info: RootfsInfo = serde_json::from_slice(&bytes).ok()?;
+        (info.id == id).then_some(info)
+    }
+
+    fn check_host(&self, mapping: &Mapping) -> Result<()> {
+        let host = &self.inner.capabilities;
+        let lacks = |what, since| Err(Error::HostLacks { what, since });
+        if !host.overlay {
+            return lacks("overlay file system (load the module overlay)", "5.2");
+        }
+        if !(host.layers_one_by_one && host.layers_as_descriptors) {
+            return lacks("overlay layers as descriptors", "6.13");
+        }
+        if *mapping != Mapping::Host && !host.mapped_owners {
+            return lacks("mapped owners on the disk of the store", "5.12");
+        }
+        Ok(())
+    }
+
+    /// The user namespace of a mapping; made once and kept.
+    fn namespace(&self, mapping: &Mapping) -> Result<Option<Arc<OwnedFd>>> {
+        let Mapping::Mapped { uid, gid } = mapping else {
+            return Ok(None);
+        };
+        let known = || {
+            self.inner
+                .namespaces
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some(namespace) = known().get(mapping) {
+            return Ok(Some(Arc::clone(namespace)));
+        }
+        // Not under the lock: it starts a process.
+        let made = userns::create(uid, gid).map_err(|error| match error {
+            userns::Error::Map { .. } => Error::InvalidMapping(error.to_string()),
+            error => Error::host("make a user namespace", io::Error::other(error)),
+        })?;
+        let mut all = known();
+        let kept = all.entry(mapping.clone()).or_insert_with(|| Arc::new(made));
+        Ok(Some(Arc::clone(kept)))
+    }
+
+    /// The trees of an image's layers, the topmost first.
+    fn trees(&self, image: &Image) -> Result<Vec<OwnedFd>> {
+        let from_top = image.layers.iter().rev();
+        from_top
+            .map(|layer| self.inner.layers.tree(&layer.key))
+            .collect()
+    }
+
+    fn write_record(&self, staged: &Staged, request: &CreateRequest<'_>) -> Result<()> {
+        let step = || format!("write the record of the root filesystem {:?}", request.id);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let info = RootfsInfo {
+            id: request.id.to_owned(),
+            image: request.image.id,
+            layers: (request.image.layers.iter().map(|layer| layer.key.clone())).collect(),
+            read_only: request.read_only,
+            created_ms: now.map_or(0, |since| since.as_millis().try_into().unwrap_or(u64::MAX)),
+            boot: self.inner.dirs.boot.clone(),
+        };
+        let text = serde_json::to_vec(&info).map_err(|error| Error::host(step(), error))?;
+        dirs::write(staged, RECORD, &text).step(step)?;
+        Ok(())
+    }
+
+    /// Mounts with an upper directory. A volatile mount is refused (`EIO`) when the disk has had
+    /// an error that nobody has seen: seeing it by one sync is the cure; where even that does not
+    /// help, syncing at the end is better than no container.
+    fn mount_writable<'fd>(
+        &self,
+        upper: BorrowedFd<'fd>,
+        work: BorrowedFd<'fd>,
+        mut overlay: Overlay<'fd>,
+        id: &str,
+    ) -> Result<(OwnedFd, bool)> {
+        let volatile = match self.inner.unmount {
+            Unmount::Volatile => self.inner.capabilities.volatile,
+            Unmount::Sync => None,
+        };
+        let with = |volatile| {
+            Some(Upper {
+                upper,
+                work,
+                volatile,
+            })
+        };
+        overlay.upper = with(volatile);
+        let refused = match overlay.mount() {
+            Ok(mount) => return Ok((mount, volatile.is_some())),
+            Err(failed) if volatile.is_some() && failed.is_io() => failed,
+            Err(failed) => return Err(failed.of(id)),
+        };
+        tracing::warn!(
+            id,
+            kernel = refused.kernel,
+            "the disk of the store has had an error"
+        );
+        // Its result is the error that is to be seen.
+        let _ = rustix::fs::syncfs(&self.inner.dirs.rootfs);
+        match overlay.mount() {
+            Ok(mount) => return Ok((mount, true)),
+            Err(failed) if failed.is_io() => {}
+            Err(failed) => return Err(failed.of(id)),
+        }
+        tracing::warn!(
+            id,
+            "cannot mount without syncing: its end will wait for the disk"
+        );
+        overlay.upper = with(None);
+        let mount = overlay.mount().map_err(|failed| failed.of(id))?;
+        Ok((mount, false))
+    }
+}
+
+impl Failed {
+    fn is_io(&self) -> bool {
+        self.source.raw_os_error() == Some(Errno::IO.raw_os_error())
+    }
+
+    fn of(self, id: &str) -> Error {
+        Error::Host {
+            step: format!("{} for the root filesystem {id:?}", self.step),
+            kernel: Some(self.kernel).filter(|text| !text.is_empty()),
+            source: self.source,
+        }
+    }
+}
+
+fn check_id(id: &str) -> Result<&str> {
+    let fits =
+        !id.is_empty() && id.len() <= 255 && !id.starts_with('.') && !id.contains(['/', '\0']);
+    if fits {
+        return Ok(id);
+    }
+    Err(Error::InvalidId(id.chars().take(300).collect()))
+}
+
+/// Makes the upper directory look like `/` of the image: overlay shows its root's attributes.
+fn give_root(upper: &OwnedFd, root: &Attributes, mapping: &Mapping) -> Result<()> {
+    let step = || "give the root of a root filesystem its attributes".to_owned();
+    let (uid, gid) = match mapping {
+        Mapping::Host => (root.uid, root.gid),
+        Mapping::Mapped { uid, gid } => (
+            on_host(uid, root.uid, "user")?,
+            on_host(gid, root.gid, "group")?,
+        ),
+    };
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::fs::fchown(upper, Some(uid), Some(gid)).step(step)?;
+    rustix::fs::fchmod(upper, Mode::from_raw_mode(root.mode)).step(step)?;
+    for (name, value) in &root.xattrs {
+        match garden_sys::xattr::set(upper, name, value) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            other => other.step(step)?,
+        }
+    }
+    Ok(())
+}
+
+/// The id on the host. One that is not mapped must never pass as another.
+fn on_host(ranges: &[IdRange], id: u32, what: &str) -> Result<u32> {
+    let mapped = ranges.iter().find_map(|range| {
+        let offset = id.checked_sub(range.inside)?;
+        (offset < range.size).then(|| range.host.checked_add(offset))?
+    });
+    mapped.ok_or_else(|| {
+        let text = format!("it has no place for the {what} {id}, the owner of the image's root");
+        Error::InvalidMapping(text)
+    })
+}

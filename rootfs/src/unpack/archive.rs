@@ -1,0 +1,77 @@
+//! A tar stream as a layer.
+//!
+//! Called by the importer with a stream that is already decompressed, counted and hashed. Says
+//! what each entry means and leaves the doing to the tree. Reads up to the end marker; the caller
+//! reads on to the real end, so that the digest covers everything.
+
+use std::io::Read;
+
+use super::header::{Entries, Entry, Kind};
+use super::name::{Meaning, Name};
+use super::tree::Tree;
+use super::{Fault, Limits};
+use crate::error::{Error, Rule};
+
+/// Unpacks a stream into a tree. `image` is only named in errors.
+pub(crate) fn unpack(
+    input: &mut dyn Read,
+    tree: &mut Tree<'_>,
+    limits: &Limits,
+    image: &str,
+) -> Result<(), Error> {
+    let mut entries = Entries::new(input, limits);
+    let mut last: Option<Vec<u8>> = None;
+    loop {
+        let entry = match entries.next() {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(()),
+            // A broken header has no name: the entry before it shows the place.
+            Err(fault) => return Err(fault.of(image, last.as_deref())),
+        };
+        if let Err(fault) = one(&entry, &mut entries, tree, limits) {
+            return Err(fault.of(image, Some(&entry.name)));
+        }
+        last = Some(entry.name);
+    }
+}
+
+fn one(
+    entry: &Entry,
+    entries: &mut Entries<'_>,
+    tree: &mut Tree<'_>,
+    limits: &Limits,
+) -> Result<(), Fault> {
+    let name = Name::parse(&entry.name, limits)?;
+    tree.count(&name)?;
+    let name = match Meaning::of(name)? {
+        Meaning::Object(name) => name,
+        Meaning::Whiteout(name) => {
+            tree.whiteout(name);
+            return Ok(());
+        }
+        Meaning::Opaque(directory) => {
+            tree.opaque(directory);
+            return Ok(());
+        }
+        Meaning::Nothing => return Ok(()),
+    };
+    if entry.kind == Kind::Unusable {
+        tree.skip();
+        return Ok(());
+    }
+    if entry.kind == Kind::HardLink {
+        let target = Name::parse(&entry.link, limits)?;
+        return tree.hard_link(&name, &target);
+    }
+    let attributes = match &entry.attributes {
+        Ok(attributes) => tree.allow(attributes.clone()),
+        Err(Rule::Owner(id)) => return Err(Rule::Owner(*id).into()),
+        Err(rule) => return Err(Rule::Header(rule.to_string()).into()),
+    };
+    match entry.kind {
+        Kind::Directory => tree.directory(&name, attributes),
+        Kind::Symlink => tree.symlink(&name, &attributes, &entry.link, limits),
+        Kind::Pipe => tree.pipe(&name, &attributes),
+        _ => tree.file(&name, &attributes, entry.size, &mut entries.content()),
+    }
+}

@@ -1,0 +1,396 @@
+//! Root filesystems on the real kernel: what is seen inside, whose files they are, what is left.
+
+#![allow(clippy::unwrap_used, reason = "only for tests")]
+
+mod support;
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use garden_rootfs::{
+    CreateRequest, Error, IdRange, Image, Mapping, Rootfs, Store, StoreOptions, Unmount,
+};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use support::{Entry, Layout, Place, Tar, names, open, read, stat};
+
+fn base() -> Vec<u8> {
+    Tar::default()
+        .dir("./", 0o751, (0, 0))
+        .dir("etc", 0o755, (0, 0))
+        .file("etc/hostname", "image")
+        .entry(&Entry {
+            name: b"bin/su",
+            content: b"x",
+            mode: 0o4755,
+            ..Entry::default()
+        })
+        .entry(&Entry {
+            name: b"home/me",
+            content: b"mine",
+            owner: (1000, 1001),
+            ..Entry::default()
+        })
+        .done()
+}
+
+fn request<'a>(id: &'a str, image: &'a Image) -> CreateRequest<'a> {
+    CreateRequest {
+        id,
+        image,
+        mapping: Mapping::Host,
+        read_only: false,
+    }
+}
+
+fn mapped() -> Mapping {
+    let map = vec![IdRange {
+        inside: 0,
+        host: 100_000,
+        size: 65536,
+    }];
+    Mapping::Mapped {
+        uid: map.clone(),
+        gid: map,
+    }
+}
+
+fn write(rootfs: &Rootfs, name: &str, text: &str) {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+    let file = open(&rootfs.mount, name, flags).unwrap();
+    std::fs::File::from(file)
+        .write_all(text.as_bytes())
+        .unwrap();
+}
+
+fn owner(at: impl AsFd, name: &str) -> (u32, u32) {
+    let stat = stat(at, name).unwrap();
+    (stat.st_uid, stat.st_gid)
+}
+
+#[test]
+fn what_is_written_is_private_to_a_root_filesystem() {
+    let Some(place) = Place::with_mounts("what_is_written_is_private_to_a_root_filesystem") else {
+        return;
+    };
+    let image = place.import("base.tar", &base()).unwrap();
+    let one = place.store().create(&request("one", &image)).unwrap();
+    let two = place.store().create(&request("two", &image)).unwrap();
+    assert!(one.volatile);
+    write(&one, "etc/hostname", "one");
+    write(&one, "new", "one");
+    assert_eq!(read(&one.mount, "etc/hostname"), "one");
+    assert_eq!(read(&two.mount, "etc/hostname"), "image");
+    assert_eq!(names(&two.mount, "."), ["bin", "etc", "home"]);
+    assert_eq!(stat(&one.mount, ".").unwrap().st_mode & 0o7777, 0o751);
+    assert_eq!(stat(&one.mount, "bin/su").unwrap().st_mode & 0o7777, 0o4755);
+    let ids: Vec<_> = place
+        .store()
+        .list()
+        .unwrap()
+        .into_iter()
+        .map(|info| info.id)
+        .collect();
+    assert_eq!(ids, ["one", "two"]);
+
+    assert!(place.store().destroy("one").unwrap());
+    assert!(!place.store().destroy("one").unwrap());
+    assert!(
+        place
+            .store()
+            .destroy_holding("two", vec![two.mount])
+            .unwrap()
+    );
+    drop(one);
+    assert!(place.store().list().unwrap().is_empty());
+    place.assert_nothing_left(1);
+}
+
+#[test]
+fn the_host_sees_no_mount() {
+    let Some(place) = Place::with_mounts("the_host_sees_no_mount") else {
+        return;
+    };
+    let image = place.import("base.tar", &base()).unwrap();
+    let table = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut held = Vec::new();
+    for number in 0..10 {
+        let id = format!("r{number}");
+        held.push(place.store().create(&request(&id, &image)).unwrap());
+    }
+    let after = table();
+    let store = place.path("store");
+    assert!(!after.contains(&*store.to_string_lossy()), "{after}");
+    assert!(!after.contains(" garden "), "{after}");
+}
+
+#[test]
+fn owners_are_mapped_in_and_out() {
+    let Some(place) = Place::with_mounts("owners_are_mapped_in_and_out") else {
+        return;
+    };
+    let image = place.import("base.tar", &base()).unwrap();
+    let mut asked = request("mapped", &image);
+    asked.mapping = mapped();
+    let rootfs = place.store().create(&asked).unwrap();
+    assert_eq!(owner(&rootfs.mount, "."), (100_000, 100_000));
+    assert_eq!(owner(&rootfs.mount, "home/me"), (101_000, 101_001));
+    // Copied up: upper has the owners of the host.
+    write(&rootfs, "home/me", "changed");
+    let upper = place.path("store/rootfs/mapped/upper/home/me");
+    let upper = std::fs::metadata(upper).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((upper.uid(), upper.gid()), (101_000, 101_001));
+    let tree = std::fs::File::open(place.only_tree(&image)).unwrap();
+    assert_eq!(owner(&tree, "home/me"), (1000, 1001));
+    // Nobody can make a device and use it.
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::mknodat(&rootfs.mount, "null", kind, Mode::RWXU, null).unwrap();
+    let opened = open(&rootfs.mount, "null", OFlags::RDONLY);
+    assert_eq!(opened.unwrap_err(), rustix::io::Errno::ACCESS);
+    // The same layer serves other mappings.
+    let host = place.store().create(&request("host", &image)).unwrap();
+    assert_eq!(owner(&host.mount, "home/me"), (1000, 1001));
+}
+
+#[test]
+fn a_mapping_must_hold_the_owner_of_the_root() {
+    let Some(place) = Place::with_mounts("a_mapping_must_hold_the_owner_of_the_root") else {
+        return;
+    };
+    let tar = Tar::default().dir("./", 0o755, (70_000, 0)).done();
+    let image = place.import("base.tar", &tar).unwrap();
+    let mut asked = request("x", &image);
+    asked.mapping = mapped();
+    let error = place.store().create(&asked).unwrap_err();
+    assert!(matches!(error, Error::InvalidMapping(_)), "{error}");
+    let range = |inside, host| IdRange {
+        inside,
+        host,
+        size: 10,
+    };
+    asked.mapping = Mapping::Mapped {
+        uid: vec![range(0, 0), range(5, 100)],
+        gid: vec![range(0, 0)],
+    };
+    let error = place.store().create(&asked).unwrap_err();
+    assert!(matches!(error, Error::InvalidMapping(_)), "{error}");
+    place.assert_nothing_left(1);
+}
+
+#[test]
+fn an_id_is_given_once() {
+    let Some(place) = Place::with_mounts("an_id_is_given_once") else {
+        return;
+    };
+    let image = place.import("base.tar", &base()).unwrap();
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let race = || place.store().create(&request("same", &image));
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(race)).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let (won, lost): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
+    assert_eq!(won.len(), 1);
+    for error in lost {
+        assert!(matches!(error, Err(Error::IdInUse(id)) if id == "same"));
+    }
+    let winner = won.into_iter().next().unwrap().unwrap();
+    write(&winner, "alive", "yes");
+    assert!(place.path("store/rootfs/same/upper/alive").exists());
+    for bad in ["", ".", "..", ".x", "a/b", &"x".repeat(256)] {
+        let error = place.store().create(&request(bad, &image)).unwrap_err();
+        assert!(matches!(error, Error::InvalidId(_)), "{bad}");
+        assert!(!place.store().destroy(bad).unwrap());
+    }
+    place.assert_nothing_left(1);
+}
+
+#[test]
+fn creating_and_destroying_one_id_may_race() {
+    let Some(place) = Place::with_mounts("creating_and_destroying_one_id_may_race") else {
+        return;
+    };
+    let image = place.import("base.tar", &base()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..30 {
+                    match place.store().create(&request("same", &image)) {
+                        // Another thread may destroy it at once: nothing can be said of it.
+                        Ok(rootfs) => assert!(rootfs.volatile),
+                        Err(Error::IdInUse(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    place.store().destroy("same").unwrap();
+                }
+            });
+        }
+    });
+    assert!(place.store().list().unwrap().is_empty());
+    place.assert_nothing_left(1);
+}
+
+#[test]
+fn a_read_only_one_cannot_be_written() {
+    let Some(place) = Place::with_mounts("a_read_only_one_cannot_be_written") else {
+        return;
+    };
+    let image = place.import("base.tar", &base()).unwrap();
+    let mut asked = request("look", &image);
+    (asked.read_only, asked.mapping) = (true, mapped());
+    let rootfs = place.store().create(&asked).unwrap();
+    assert_eq!(read(&rootfs.mount, "etc/hostname"), "image");
+    assert_eq!(stat(&rootfs.mount, ".").unwrap().st_mode & 0o7777, 0o751);
+    assert_eq!(owner(&rootfs.mount, "home/me"), (101_000, 101_001));
+    let made = rustix::fs::mkdirat(&rootfs.mount, "x", Mode::RWXU);
+    assert_eq!(made, Err(rustix::io::Errno::ROFS));
+}
+
+#[test]
+fn five_hundred_layers_can_be_stacked() {
+    let Some(place) = Place::with_mounts("five_hundred_layers_can_be_stacked") else {
+        return;
+    };
+    let layout = (0..500).fold(Layout::new(place.path("many")), |layout, number| {
+        let tar = Tar::default()
+            .file(&format!("f{number}"), "x")
+            .file("last", &number.to_string());
+        layout.layer(&tar.done())
+    });
+    let image = place.store().import(&layout.done()).unwrap();
+    assert_eq!(image.layers.len(), 500);
+    let mut asked = request("many", &image);
+    asked.mapping = mapped();
+    let rootfs = place.store().create(&asked).unwrap();
+    assert_eq!(read(&rootfs.mount, "last"), "499");
+    assert_eq!(names(&rootfs.mount, ".").len(), 501);
+    // One more directory than the kernel takes: its own words are in the error.
+    asked.id = "look";
+    asked.read_only = true;
+    match place.store().create(&asked).unwrap_err() {
+        Error::Host { kernel, .. } => assert!(kernel.unwrap().contains("500")),
+        other => panic!("{other}"),
+    }
+    let layout = (0..501).fold(Layout::new(place.path("more")), |layout, number| {
+        layout.layer(&Tar::default().file("f", &number.to_string()).done())
+    });
+    let error = place.store().import(&layout.done()).unwrap_err();
+    assert!(error.to_string().contains("cannot be used"), "{error}");
+    place.assert_nothing_left(500);
+}
+
+#[test]
+fn data_is_gone_before_a_held_mount_is_closed() {
+    let Some(place) = Place::with_mounts("data_is_gone_before_a_held_mount_is_closed") else {
+        return;
+    };
+    let store = place.path("syncing");
+    let options = StoreOptions {
+        unmount: Unmount::Sync,
+        ..StoreOptions::new(&store)
+    };
+    let syncing = Store::open(&options).unwrap();
+    std::fs::write(place.path("base.tar"), base()).unwrap();
+    let source = garden_rootfs::ImageSource::Path(place.path("base.tar"));
+    let image = syncing.import(&source).unwrap();
+    let rootfs = syncing.create(&request("x", &image)).unwrap();
+    assert!(!rootfs.volatile);
+    write(&rootfs, "data", &"x".repeat(1 << 20));
+    let inside = open(&rootfs.mount, "data", OFlags::RDONLY).unwrap();
+    assert!(syncing.destroy_holding("x", vec![rootfs.mount]).unwrap());
+    assert!(syncing.wait_trash_empty(Duration::from_secs(60)));
+    // What somebody still has open is still there for them.
+    assert_eq!(rustix::fs::fstat(&inside).unwrap().st_size, 1 << 20);
+    assert_eq!(std::fs::read_dir(store.join("rootfs")).unwrap().count(), 0);
+    assert_eq!(syncing.trash().items, 0);
+}
+
+#[test]
+fn what_a_killed_server_left_is_found() {
+    let Some(mut place) = Place::with_mounts("what_a_killed_server_left_is_found") else {
+        return;
+    };
+    let image = place.import("base.tar", &base()).unwrap();
+    drop(place.store().create(&request("kept", &image)).unwrap());
+    drop(place.store().create(&request("old", &image)).unwrap());
+    let error = Store::open(&Place::options(place.dir.path())).unwrap_err();
+    assert!(matches!(error, Error::StoreInUse(_)), "{error}");
+    place.store = None;
+    // As if it had been killed in the middle of things, and as if `old` were of another boot.
+    let store = place.path("store");
+    std::fs::create_dir_all(store.join("tmp/dead-1-1/tree/a/b")).unwrap();
+    std::fs::create_dir_all(store.join("trash/half/a/b")).unwrap();
+    std::fs::create_dir_all(store.join("layers/half/tree")).unwrap();
+    std::fs::write(store.join("images/bad.json"), "{").unwrap();
+    let record = store.join("rootfs/old/record.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let mut info: serde_json::Value = serde_json::from_str(&text).unwrap();
+    info["boot"] = "another".into();
+    std::fs::write(&record, info.to_string()).unwrap();
+
+    place.reopen();
+    place.assert_nothing_left(1);
+    let ids: Vec<_> = place
+        .store()
+        .list()
+        .unwrap()
+        .into_iter()
+        .map(|info| info.id)
+        .collect();
+    assert_eq!(ids, ["kept"]);
+    assert_eq!(place.store().list_images().unwrap().len(), 1);
+    assert!(place.store().destroy("kept").unwrap());
+    let again = place.store().create(&request("kept", &image)).unwrap();
+    assert_eq!(read(&again.mount, "etc/hostname"), "image");
+}
+
+#[test]
+fn layers_of_another_boot_count_only_when_durable() {
+    let test = "layers_of_another_boot_count_only_when_durable";
+    let Some(mut place) = Place::new(test) else {
+        return;
+    };
+    let one = place
+        .import("one.tar", &Tar::default().file("a", "1").done())
+        .unwrap();
+    let two = place
+        .import("two.tar", &Tar::default().file("a", "2").done())
+        .unwrap();
+    place.store = None;
+    for (image, durable) in [(&one, true), (&two, false)] {
+        let layer = place.path("store/layers").join(&image.layers[0].key);
+        let record = layer.join("record.json");
+        let text = std::fs::read_to_string(&record).unwrap();
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value["boot"] = "another".into();
+        std::fs::write(&record, value.to_string()).unwrap();
+        if durable {
+            std::fs::write(layer.join("durable"), "").unwrap();
+        }
+    }
+    place.reopen();
+    assert_eq!(place.store().list_layers(), one.layers);
+    assert_eq!(place.store().list_images().unwrap(), [one]);
+    place.assert_nothing_left(1);
+}
+
+#[test]
+fn a_mount_can_be_attached_and_outlive_its_id() {
+    let Some(place) = Place::with_mounts("a_mount_can_be_attached_and_outlive_its_id") else {
+        return;
+    };
+    let image = place.import("base.tar", &base()).unwrap();
+    let rootfs = place.store().create(&request("x", &image)).unwrap();
+    write(&rootfs, "file", "content");
+    let open_file = open(&rootfs.mount, "file", OFlags::RDONLY).unwrap();
+    assert!(place.store().destroy("x").unwrap());
+    let again = place.store().create(&request("x", &image)).unwrap();
+    assert!(stat(&again.mount, "file").is_err());
+    place.assert_nothing_left(1);
+    assert_eq!(rustix::fs::fstat(&open_file).unwrap().st_size, 7);
+    rustix::fs::statat(&rootfs.mount, "etc/hostname", AtFlags::empty()).unwrap();
+}

@@ -1,0 +1,336 @@
+//! What archives become: the rules that keep an image inside its layer, and the ones that make the
+//! layer look as the image meant it.
+
+#![allow(clippy::unwrap_used, reason = "only for tests")]
+
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use garden_rootfs::{Error, ImageSource, Limits, Rule, Store, StoreOptions};
+use support::{Entry, Place, Tar, gzip, names, read, stat};
+
+/// Imports an archive that must be refused; gives the entry it was refused for, and the rule.
+fn refused(place: &Place, tar: &[u8]) -> (Option<String>, Rule) {
+    match place.import("bad.tar", tar).unwrap_err() {
+        Error::ImageMalformed { entry, rule, .. } => (entry, rule),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn names_that_lead_out_are_refused_by_name() {
+    let Some(place) = Place::new("names_that_lead_out_are_refused_by_name") else {
+        return;
+    };
+    let cases = [
+        (Tar::default().file("../x", ""), "../x"),
+        (Tar::default().file("a/../../x", ""), "a/../../x"),
+        (Tar::default().file("/etc/passwd", ""), "/etc/passwd"),
+        (Tar::default().hard_link("x", "../../etc/passwd"), "x"),
+        (Tar::default().hard_link("x", "/etc/passwd"), "x"),
+        (Tar::default().hard_link("x", "not/there"), "x"),
+        (
+            Tar::default().dir("d", 0o755, (0, 0)).hard_link("x", "d"),
+            "x",
+        ),
+        (Tar::default().symlink("l", "/").file("l/x", ""), "l/x"),
+        (
+            Tar::default()
+                .symlink("l", "/etc")
+                .dir("l/x", 0o755, (0, 0)),
+            "l/x",
+        ),
+        (Tar::default().symlink("l", "../..").file("l/x", ""), "l/x"),
+        (
+            Tar::default().symlink("l", "nowhere").file("l/x", ""),
+            "l/x",
+        ),
+        (Tar::default().symlink("l", "l").file("l/x", ""), "l/x"),
+        (
+            Tar::default()
+                .symlink("l", "/etc")
+                .hard_link("x", "l/passwd"),
+            "x",
+        ),
+        (Tar::default().file(".wh...", ""), ".wh..."),
+        (Tar::default().file("d/.wh.", ""), "d/.wh."),
+        (Tar::default().symlink("./", "/"), "./"),
+        (Tar::default().symlink("x", ""), "x"),
+    ];
+    for (tar, name) in cases {
+        // Something good comes first: it must not stay either.
+        let tar = [Tar::default().file("good", "x").open(), tar.done()].concat();
+        let (entry, rule) = refused(&place, &tar);
+        assert_eq!(entry.as_deref(), Some(name), "{rule:?}");
+    }
+    place.assert_nothing_left(0);
+}
+
+#[test]
+fn a_link_is_replaced_and_never_written_through() {
+    let Some(place) = Place::new("a_link_is_replaced_and_never_written_through") else {
+        return;
+    };
+    let outside = place.path("outside");
+    std::fs::write(&outside, "safe").unwrap();
+    let tar = Tar::default()
+        .symlink("f", &outside.to_string_lossy())
+        .file("f", "inside")
+        .symlink("d", &place.dir.path().to_string_lossy())
+        .dir("d", 0o700, (7, 8))
+        .file("d/x", "x")
+        .file("a", "shared")
+        .hard_link("b", "a")
+        .file("a", "alone")
+        .dir("x", 0o755, (0, 0))
+        .file("x/deep/y", "")
+        .file("x", "a file now")
+        .file("y", "")
+        .file("y/z", "a directory now")
+        .hard_link("a", "a");
+    let image = place.import("a.tar", &tar.done()).unwrap();
+    let tree = place.only_tree(&image);
+    assert_eq!(std::fs::read_to_string(&outside).unwrap(), "safe");
+    assert!(!place.path("x").exists());
+    let root = File::open(&tree).unwrap();
+    assert_eq!(read(&root, "f"), "inside");
+    assert_eq!(stat(&root, "d").unwrap().st_uid, 7);
+    assert_eq!(
+        (read(&root, "a"), read(&root, "b")),
+        ("alone".into(), "shared".into())
+    );
+    assert_eq!(read(&root, "x"), "a file now");
+    assert_eq!(read(&root, "y/z"), "a directory now");
+    place.assert_nothing_left(1);
+}
+
+#[test]
+fn links_inside_a_layer_are_followed() {
+    let Some(place) = Place::new("links_inside_a_layer_are_followed") else {
+        return;
+    };
+    let tar = Tar::default()
+        .file("usr/lib/a", "a")
+        .symlink("lib", "usr/lib")
+        .file("lib/b", "b")
+        .hard_link("c", "lib/b")
+        .hard_link("l2", "lib");
+    let image = place.import("a.tar", &tar.done()).unwrap();
+    let root = File::open(place.only_tree(&image)).unwrap();
+    assert_eq!(names(&root, "usr/lib"), ["a", "b"]);
+    assert_eq!(read(&root, "c"), "b");
+    // A link to a link is another name of the link itself.
+    assert_eq!(stat(&root, "l2").unwrap().st_nlink, 2);
+}
+
+#[test]
+fn attributes_are_what_the_archive_says() {
+    let Some(place) = Place::new("attributes_are_what_the_archive_says") else {
+        return;
+    };
+    let mut capability = vec![0x01, 0, 0, 0x02];
+    capability.extend([0x0a; 4]);
+    capability.extend([0; 12]);
+    let tar = Tar::default()
+        .entry(&Entry {
+            kind: b'5',
+            name: b"dir",
+            mode: 0o2750,
+            owner: (3, 4),
+            mtime: 1234,
+            ..Entry::default()
+        })
+        .pax(&[
+            ("mtime", b"1234.25"),
+            ("uid", b"77"),
+            ("SCHILY.xattr.user.a", b"line\n11 size=99\nx"),
+            ("SCHILY.xattr.security.capability", &capability),
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+            ("SCHILY.xattr.user.overlay.opaque", b"y"),
+            ("SCHILY.xattr.security.selinux", b"x"),
+        ])
+        .entry(&Entry {
+            name: b"dir/file",
+            content: b"content",
+            mode: 0o6711,
+            owner: (5, 6),
+            ..Entry::default()
+        })
+        .kind(b'6', "dir/pipe", "")
+        .kind(b'3', "dir/device", "")
+        .kind(b'4', "dir/block", "");
+    let image = place.import("a.tar", &tar.done()).unwrap();
+    let tree = place.only_tree(&image);
+    let dir = std::fs::metadata(tree.join("dir")).unwrap();
+    assert_eq!((dir.mode() & 0o7777, dir.uid(), dir.gid()), (0o2750, 3, 4));
+    assert_eq!(dir.mtime(), 1234);
+    let file = File::open(tree.join("dir/file")).unwrap();
+    let seen = file.metadata().unwrap();
+    assert_eq!(
+        (seen.mode() & 0o7777, seen.uid(), seen.gid()),
+        (0o6711, 77, 6)
+    );
+    assert_eq!(
+        (seen.mtime(), seen.mtime_nsec(), seen.size()),
+        (1234, 250_000_000, 7)
+    );
+    let mut kept = garden_sys::xattr::names(&file).unwrap();
+    kept.sort();
+    assert_eq!(kept, ["security.capability", "user.a"]);
+    let value = garden_sys::xattr::get(&file, "security.capability").unwrap();
+    assert_eq!(value.unwrap(), capability);
+    let pipe = std::fs::metadata(tree.join("dir/pipe")).unwrap();
+    assert!(pipe.file_type().is_fifo());
+    assert_eq!(names(File::open(&tree).unwrap(), "dir"), ["file", "pipe"]);
+    // The root was not described; nothing in a layer depends on the clock.
+    assert_eq!(std::fs::metadata(&tree).unwrap().mtime(), 0);
+}
+
+#[test]
+fn limits_hold() {
+    let Some(place) = Place::new("limits_hold") else {
+        return;
+    };
+    let limits = Limits {
+        entries: 3,
+        bytes: 20_000,
+        name: 40,
+        depth: 3,
+        names: 60,
+    };
+    let options = StoreOptions {
+        limits,
+        ..StoreOptions::new(place.path("small"))
+    };
+    let store = Store::open(&options).unwrap();
+    let rule = |tar: Vec<u8>| {
+        let path = place.path("a.tar");
+        std::fs::write(&path, tar).unwrap();
+        match store.import(&ImageSource::Path(path)).unwrap_err() {
+            Error::ImageMalformed { rule, .. } => rule,
+            other => panic!("{other:?}"),
+        }
+    };
+    let many = (0..4).fold(Tar::default(), |tar, n| tar.file(&format!("f{n}"), ""));
+    assert!(matches!(rule(many.done()), Rule::Entries(3)));
+    let big = Tar::default().file("big", &"x".repeat(20_001)).done();
+    assert!(matches!(rule(big.clone()), Rule::Bytes(20_000)));
+    assert!(matches!(rule(gzip(&big)), Rule::Bytes(20_000)));
+    let bomb = gzip(&[Tar::default().done(), vec![0; 1 << 20]].concat());
+    assert!(matches!(rule(bomb), Rule::Bytes(20_000)));
+    let long = Tar::default().file(&"x".repeat(41), "").done();
+    assert!(matches!(rule(long), Rule::Length(40)));
+    let target = Tar::default().symlink("x", &"x".repeat(41)).done();
+    assert!(matches!(rule(target), Rule::Length(40)));
+    let deep = Tar::default().file("a/b/c/d", "").done();
+    assert!(matches!(rule(deep), Rule::Depth(3)));
+    let names = (0..3).fold(Tar::default(), |tar, n| tar.file(&format!("{n:030}"), ""));
+    assert!(matches!(rule(names.done()), Rule::Names(60)));
+    assert!(store.list_layers().is_empty());
+    store.wait_trash_empty(std::time::Duration::from_secs(60));
+}
+
+#[test]
+fn broken_archives_are_refused() {
+    let Some(place) = Place::new("broken_archives_are_refused") else {
+        return;
+    };
+    let good = Tar::default().file("f", &"x".repeat(600)).done();
+    let (entry, rule) = refused(&place, &good[..900]);
+    assert_eq!(entry.as_deref(), Some("f"));
+    assert!(matches!(rule, Rule::Stream(_)), "{rule:?}");
+    let (_, rule) = refused(&place, b"this is a text and not an archive");
+    assert!(matches!(rule, Rule::Stream(_)), "{rule:?}");
+    let (_, rule) = refused(&place, &[b'x'; 2048]);
+    assert!(matches!(rule, Rule::Header(_)), "{rule:?}");
+    let packed = gzip(&good);
+    let (_, rule) = refused(&place, &packed[..packed.len() - 6]);
+    assert!(matches!(rule, Rule::Stream(_)), "{rule:?}");
+    let (_, rule) = refused(&place, &[&packed[..], b"tail"].concat());
+    assert!(matches!(rule, Rule::Stream(_)), "{rule:?}");
+
+    let headers: [Tar; 7] = [
+        Tar::default().pax(&[("path", b"a")]),
+        Tar::default().pax(&[("path", b"a")]).pax(&[]).file("f", ""),
+        Tar::default().pax(&[("size", b"x")]).file("f", ""),
+        Tar::default().entry(&Entry {
+            kind: b'x',
+            name: b"pax",
+            content: b"9 path=a",
+            ..Entry::default()
+        }),
+        Tar::default().entry(&Entry {
+            kind: b'g',
+            name: b"global",
+            content: b"9 path=a\n",
+            ..Entry::default()
+        }),
+        Tar::default().entry(&Entry {
+            kind: b'L',
+            name: b"long",
+            content: &vec![b'x'; (1 << 20) + 1],
+            ..Entry::default()
+        }),
+        Tar::default().kind(b'L', "long", ""),
+    ];
+    for tar in headers {
+        let (_, rule) = refused(&place, &tar.done());
+        assert!(matches!(rule, Rule::Header(_)), "{rule:?}");
+    }
+    for tar in [
+        Tar::default().kind(b'S', "sparse", ""),
+        Tar::default()
+            .pax(&[("GNU.sparse.major", b"1")])
+            .file("f", ""),
+    ] {
+        assert!(matches!(refused(&place, &tar.done()).1, Rule::Sparse));
+    }
+    let owner = Tar::default().dir("d", 0o755, (1 << 31, 0)).done();
+    assert!(matches!(refused(&place, &owner).1, Rule::Owner(_)));
+    let owner = Tar::default().pax(&[("gid", b"4294967296")]).file("f", "");
+    assert!(matches!(refused(&place, &owner.done()).1, Rule::Owner(_)));
+    place.assert_nothing_left(0);
+}
+
+#[test]
+fn a_size_from_pax_decides_where_the_next_entry_is() {
+    let Some(place) = Place::new("a_size_from_pax_decides_where_the_next_entry_is") else {
+        return;
+    };
+    // The header of `f` says 0 bytes; whoever believed it would read its content as an entry.
+    let smuggled = Tar::default().file("smuggled", "").open();
+    let size = smuggled.len().to_string();
+    let tar = Tar::default()
+        .pax(&[("size", size.as_bytes())])
+        .file("f", "")
+        .open();
+    let tar = [tar, smuggled.clone(), Tar::default().file("g", "").done()].concat();
+    let image = place.import("a.tar", &tar).unwrap();
+    let root = File::open(place.only_tree(&image)).unwrap();
+    assert_eq!(names(&root, "."), ["f", "g"]);
+    assert_eq!(stat(&root, "f").unwrap().st_size as usize, smuggled.len());
+}
+
+#[test]
+fn the_digest_covers_what_follows_the_end() {
+    let Some(place) = Place::new("the_digest_covers_what_follows_the_end") else {
+        return;
+    };
+    let tar = Tar::default().file("f", "x").done();
+    let one = place.import("one.tar", &tar).unwrap();
+    let longer = [&tar[..], b"more"].concat();
+    let two = place.import("two.tar", &longer).unwrap();
+    assert_eq!(one.layers[0].diff_id, garden_rootfs::Digest::of(&tar));
+    assert_eq!(two.layers[0].diff_id, garden_rootfs::Digest::of(&longer));
+}
+
+#[test]
+fn other_users_cannot_look_into_a_store() {
+    let Some(place) = Place::new("other_users_cannot_look_into_a_store") else {
+        return;
+    };
+    let store = std::fs::metadata(place.path("store")).unwrap();
+    assert_eq!(store.mode() & 0o7777, 0o700);
+}

@@ -1,0 +1,354 @@
+//! What the tests of this package share: a store that cleans up after itself, and archives that
+//! say exactly what a test wants, however wrong it is.
+
+#![allow(
+    dead_code,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "only for tests, and not every test uses all of it"
+)]
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use garden_rootfs::{Digest, Image, ImageSource, Result, Store, StoreOptions};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+
+/// A store in a directory of its own, empty again when dropped.
+pub(crate) struct Place {
+    pub(crate) store: Option<Store>,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl Place {
+    /// `None`, with a message, when the test cannot run here.
+    pub(crate) fn new(test: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED {test}: needs root");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Self::options(dir.path())).unwrap();
+        let place = Self {
+            store: Some(store),
+            dir,
+        };
+        Some(place)
+    }
+
+    /// The same, for tests that mount.
+    pub(crate) fn with_mounts(test: &str) -> Option<Self> {
+        let place = Self::new(test)?;
+        let host = place.store().capabilities();
+        if !(host.layers_as_descriptors && host.mapped_owners && host.volatile.is_some()) {
+            println!("SKIPPED {test}: this kernel cannot mount layers by descriptor");
+            return None;
+        }
+        Some(place)
+    }
+
+    pub(crate) fn options(dir: &Path) -> StoreOptions {
+        StoreOptions::new(dir.join("store"))
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes an archive and imports it.
+    pub(crate) fn import(&self, name: &str, tar: &[u8]) -> Result<Image> {
+        let path = self.path(name);
+        std::fs::write(&path, tar).unwrap();
+        self.store().import(&ImageSource::Path(path))
+    }
+
+    /// The tree of a layer.
+    pub(crate) fn tree(&self, key: &str) -> PathBuf {
+        self.path("store/layers").join(key).join("tree")
+    }
+
+    /// The tree of an image with one layer.
+    pub(crate) fn only_tree(&self, image: &Image) -> PathBuf {
+        assert_eq!(image.layers.len(), 1);
+        self.tree(&image.layers[0].key)
+    }
+
+    /// Closes the store and opens it again, as a restarted server does.
+    pub(crate) fn reopen(&mut self) {
+        self.store = None;
+        self.store = Some(Store::open(&Self::options(self.dir.path())).unwrap());
+    }
+
+    /// Asserts that nothing half-made is left.
+    pub(crate) fn assert_nothing_left(&self, layers: usize) {
+        let store = self.store();
+        assert!(store.wait_trash_empty(Duration::from_secs(60)));
+        assert_eq!(store.list_layers().len(), layers);
+        for (name, count) in [("tmp", 0), ("trash", 0), ("layers", layers)] {
+            let entries = std::fs::read_dir(self.path("store").join(name)).unwrap();
+            assert_eq!(entries.count(), count, "{name}");
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Removing what a background thread removes at the same time would be a race.
+        if let Some(store) = &self.store {
+            store.wait_trash_empty(Duration::from_secs(60));
+        }
+    }
+}
+
+/// An archive in the making.
+#[derive(Default)]
+pub(crate) struct Tar(Vec<u8>);
+
+/// One entry of it.
+pub(crate) struct Entry<'a> {
+    pub(crate) kind: u8,
+    pub(crate) name: &'a [u8],
+    pub(crate) link: &'a [u8],
+    pub(crate) content: &'a [u8],
+    pub(crate) mode: u32,
+    pub(crate) owner: (u64, u64),
+    pub(crate) mtime: u64,
+}
+
+impl Default for Entry<'_> {
+    fn default() -> Self {
+        Self {
+            kind: b'0',
+            name: b"",
+            link: b"",
+            content: b"",
+            mode: 0o644,
+            owner: (0, 0),
+            mtime: 1_000_000_000,
+        }
+    }
+}
+
+impl Tar {
+    pub(crate) fn entry(mut self, entry: &Entry<'_>) -> Self {
+        let mut header = tar::Header::new_gnu();
+        {
+            let old = header.as_old_mut();
+            old.name[..entry.name.len()].copy_from_slice(entry.name);
+            old.linkname[..entry.link.len()].copy_from_slice(entry.link);
+            old.linkflag[0] = entry.kind;
+        }
+        header.set_mode(entry.mode);
+        header.set_uid(entry.owner.0);
+        header.set_gid(entry.owner.1);
+        header.set_mtime(entry.mtime);
+        header.set_size(entry.content.len() as u64);
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        self.0.extend_from_slice(entry.content);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    pub(crate) fn kind(self, kind: u8, name: &str, link: &str) -> Self {
+        self.entry(&Entry {
+            kind,
+            name: name.as_bytes(),
+            link: link.as_bytes(),
+            ..Entry::default()
+        })
+    }
+
+    pub(crate) fn file(self, name: &str, content: &str) -> Self {
+        self.entry(&Entry {
+            name: name.as_bytes(),
+            content: content.as_bytes(),
+            ..Entry::default()
+        })
+    }
+
+    pub(crate) fn dir(self, name: &str, mode: u32, owner: (u64, u64)) -> Self {
+        self.entry(&Entry {
+            kind: b'5',
+            name: name.as_bytes(),
+            mode,
+            owner,
+            ..Entry::default()
+        })
+    }
+
+    pub(crate) fn symlink(self, name: &str, target: &str) -> Self {
+        self.kind(b'2', name, target)
+    }
+
+    pub(crate) fn hard_link(self, name: &str, target: &str) -> Self {
+        self.kind(b'1', name, target)
+    }
+
+    /// Records for the entry that follows.
+    pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let mut content = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let mut length = rest + 1;
+            while length != rest + length.to_string().len() {
+                length = rest + length.to_string().len();
+            }
+            content.extend_from_slice(format!("{length} {key}=").as_bytes());
+            content.extend_from_slice(value);
+            content.push(b'\n');
+        }
+        self.entry(&Entry {
+            kind: b'x',
+            name: b"pax",
+            content: &content,
+            ..Entry::default()
+        })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes so far, without an end marker.
+    pub(crate) fn open(self) -> Vec<u8> {
+        self.0
+    }
+
+    pub(crate) fn done(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        self.0
+    }
+}
+
+/// An OCI image layout in the making; one image.
+pub(crate) struct Layout {
+    pub(crate) path: PathBuf,
+    layers: Vec<(String, u64, Digest, String)>,
+    pub(crate) config: serde_json::Value,
+}
+
+impl Layout {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        std::fs::create_dir_all(path.join("blobs/sha256")).unwrap();
+        std::fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        Self {
+            path,
+            layers: Vec::new(),
+            config: serde_json::json!({}),
+        }
+    }
+
+    pub(crate) fn blob(&self, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(bytes);
+        std::fs::write(self.path.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        digest
+    }
+
+    pub(crate) fn layer(self, tar: &[u8]) -> Self {
+        self.packed(tar, tar, "application/vnd.oci.image.layer.v1.tar")
+    }
+
+    pub(crate) fn packed(mut self, tar: &[u8], packed: &[u8], kind: &str) -> Self {
+        let digest = self.blob(packed);
+        let size = packed.len() as u64;
+        let diff_id = Digest::of(tar);
+        self.layers
+            .push((digest.to_string(), size, diff_id, kind.to_owned()));
+        self
+    }
+
+    /// Writes manifest and index; gives the source.
+    pub(crate) fn done(self) -> ImageSource {
+        let diff_ids: Vec<_> = self
+            .layers
+            .iter()
+            .map(|layer| layer.2.to_string())
+            .collect();
+        let config = serde_json::json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": self.config,
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let config = config.to_string();
+        let layers: Vec<_> = (self.layers.iter())
+            .map(|(digest, size, _, kind)| {
+                serde_json::json!({"mediaType": kind, "digest": digest, "size": size})
+            })
+            .collect();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": self.blob(config.as_bytes()).to_string(),
+                "size": config.len(),
+            },
+            "layers": layers,
+        });
+        self.index(
+            &manifest.to_string(),
+            "application/vnd.oci.image.manifest.v1+json",
+        )
+    }
+
+    pub(crate) fn index(self, document: &str, kind: &str) -> ImageSource {
+        let index = serde_json::json!({
+            "schemaVersion": 2,
+            "manifests": [{
+                "mediaType": kind,
+                "digest": self.blob(document.as_bytes()).to_string(),
+                "size": document.len(),
+                "annotations": {"org.opencontainers.image.ref.name": "v1"},
+            }],
+        });
+        std::fs::write(self.path.join("index.json"), index.to_string()).unwrap();
+        ImageSource::OciLayout {
+            path: self.path,
+            reference: None,
+        }
+    }
+}
+
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Looks at something beneath a descriptor, following no link.
+pub(crate) fn stat(at: impl AsFd, name: &str) -> rustix::io::Result<Stat> {
+    rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+pub(crate) fn open(at: impl AsFd, name: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let mode = Mode::from_raw_mode(0o644);
+    rustix::fs::openat(at, name, flags | OFlags::CLOEXEC, mode)
+}
+
+pub(crate) fn read(at: impl AsFd, name: &str) -> String {
+    let mut text = String::new();
+    let file = open(at, name, OFlags::RDONLY).unwrap();
+    File::from(file).read_to_string(&mut text).unwrap();
+    text
+}
+
+/// The names in a directory beneath a descriptor.
+pub(crate) fn names(at: impl AsFd, name: &str) -> Vec<String> {
+    let directory = open(at, name, OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
+    let mut names: Vec<_> = (rustix::fs::Dir::new(directory).unwrap())
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name != "." && name != "..")
+        .collect();
+    names.sort();
+    names
+}
