@@ -1,0 +1,119 @@
+//! A server of a test's own: started, killed, started again.
+//!
+//! Its socket, runtime directory, store, tag and log all belong to the test's [`World`]. It writes
+//! its log to a file that the world shows when the test fails. Killing it leaves its containers be,
+//! as the product promises; the world removes them in the end.
+
+use std::fs::OpenOptions;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::cli::{Cli, ended_within_deadline};
+use crate::proc;
+use crate::wait::{DEADLINE, wait_until};
+use crate::world::World;
+
+/// A running server, or the place of one that was killed.
+pub struct Server<'w> {
+    world: &'w World,
+    socket: PathBuf,
+    options: Vec<String>,
+    child: Option<Child>,
+}
+
+impl<'w> Server<'w> {
+    pub(crate) fn start(world: &'w World, options: &[&str]) -> Result<Self> {
+        let mut server = Self {
+            world,
+            socket: world.directory().join("s.sock"),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            child: None,
+        };
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// Starts it anew in the same place and waits until it serves. It must not run.
+    pub fn restart(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the server is still running");
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.world.log())?;
+        let mut command = Command::new(self.world.program());
+        command
+            .arg("server")
+            .arg("--socket")
+            .arg(&self.socket)
+            .arg("--runtime-dir")
+            .arg(self.world.runtime_dir())
+            .arg("--store")
+            .arg(self.world.store())
+            .args(["--tag", self.world.tag()])
+            .args(&self.options)
+            .envs(self.world.env())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let mut child = command.spawn().context("starting a server")?;
+        let pid = child.id();
+        let served = wait_until("the server listens", DEADLINE, || {
+            if let Some(status) = child.try_wait()? {
+                anyhow::bail!("the server ended at once: {status}");
+            }
+            Ok(UnixStream::connect(&self.socket).is_ok())
+        });
+        self.child = Some(child);
+        served.with_context(|| format!("starting the server, pid {pid}"))
+    }
+
+    /// Ends it with SIGKILL, as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("the server is not running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Ends it with SIGTERM, as an operator would; it must end well.
+    pub fn terminate(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("the server is not running")?;
+        let pid = Pid::from_raw(child.id().cast_signed()).context("no pid")?;
+        kill_process(pid, Signal::TERM)?;
+        if !ended_within_deadline(&child)? {
+            child.kill()?;
+            child.wait()?;
+            anyhow::bail!("the server did not end after SIGTERM");
+        }
+        let status = child.wait()?;
+        ensure!(status.success(), "the server ended with {status}");
+        Ok(())
+    }
+
+    /// Command lines for this server.
+    pub fn cli(&self) -> Cli {
+        let mut cli = self.world.cli();
+        cli.env.push(("GARDEN_SOCKET", self.socket.clone().into()));
+        cli
+    }
+
+    /// The number of files that it has open; 0 when it does not run.
+    pub(crate) fn open_files(&self) -> usize {
+        self.child
+            .as_ref()
+            .map_or(0, |child| proc::open_files(child.id().cast_signed()))
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
