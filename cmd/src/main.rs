@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{exec, inspect, ls, pea, rm, run, server, stop, stream_in, teardown};
+use crate::commands::{exec, inspect, ls, pea, rm, run, scale, server, stop, stream_in, teardown};
 use crate::reach::Target;
 
 /// Runs and looks after containers and their sidecars ("peas").
@@ -44,12 +44,20 @@ enum Verb {
     StreamIn(stream_in::StreamInArgs),
     #[command(subcommand)]
     Teardown(teardown::TeardownVerb),
+    Scale(scale::ScaleArgs),
     Server(server::ServerArgs),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(matches!(cli.verb, Verb::Server(_)));
+    if let Verb::Scale(args) = &cli.verb {
+        // It forks its measuring half before there is any thread.
+        return match scale::run(args) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => failure::report(&error),
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -78,6 +86,8 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Pea(verb) => pea::run(&target, verb).await,
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,
+        // Done before the runtime was made.
+        Verb::Scale(_) => Ok(0),
         Verb::Server(args) => server::run(&target, args).await,
     }
 }

@@ -78,7 +78,6 @@ async fn hosted(args: &ScaleArgs, place: &Place, records: &Path, store: &Path) -
         tag: Some(place.tag().to_owned()),
         inline_teardown: args.teardown == Teardown::Inline,
         sync_unmount: args.unmount == Unmount::Sync,
-        ..host::Options::default()
     })
     .await
     .context("starting a server for the run")?;
