@@ -1,50 +1,68 @@
 //! This command's own standard streams, connected to a process's.
 
+use std::pin::pin;
+
 use anyhow::Result;
 use bytes::Bytes;
 use garden::client::{Input, Output, Process};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::task::JoinHandle;
+
+/// What a shell shows for a command that SIGPIPE has ended.
+const BROKEN_PIPE: u8 = 141;
 
 /// Connects all three streams, waits for the process's end and for its output.
 ///
 /// Returns its exit code. `interrupted` is awaited beside it: when it comes first, its value is
-/// returned instead.
+/// returned instead; so is 141 when nobody reads this command's output any more.
 pub(crate) async fn follow(
     mut process: Process,
     interrupted: impl Future<Output = u8>,
 ) -> Result<u8> {
-    let stdout = process
-        .stdout
-        .take()
-        .map(|output| copy(output, tokio::io::stdout()));
-    let stderr = process
-        .stderr
-        .take()
-        .map(|output| copy(output, tokio::io::stderr()));
+    let stdout = process.stdout.take();
+    let stderr = process.stderr.take();
     let input = tokio::spawn(feed(process.input()));
-    let code = tokio::select! {
-        code = process.wait() => code?,
-        code = interrupted => return Ok(code),
+    let mut output = pin!(async {
+        tokio::join!(
+            copy(stdout, tokio::io::stdout()),
+            copy(stderr, tokio::io::stderr())
+        )
+    });
+    let mut interrupted = pin!(interrupted);
+    let mut copied = false;
+    let code = loop {
+        tokio::select! {
+            code = process.wait() => break code?,
+            code = &mut interrupted => return Ok(code),
+            (out, err) = &mut output, if !copied => {
+                copied = true;
+                if !(out && err) {
+                    return Ok(BROKEN_PIPE);
+                }
+            }
+        }
     };
     input.abort();
-    for copied in [stdout, stderr].into_iter().flatten() {
-        let _ = copied.await;
+    if !copied {
+        output.await;
     }
     Ok(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn copy(mut from: Output, mut to: impl AsyncWrite + Unpin + Send + 'static) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        let mut buffer = vec![0_u8; 64 * 1024];
-        while let Ok(count) = from.read(&mut buffer).await {
-            let piece = buffer.get(..count).unwrap_or_default();
-            // Each piece at once: somebody may be watching.
-            if count == 0 || to.write_all(piece).await.is_err() || to.flush().await.is_err() {
-                return;
-            }
+/// Copies to the end; `false` when nobody takes it any more.
+async fn copy(from: Option<Output>, mut to: impl AsyncWrite + Unpin) -> bool {
+    let Some(mut from) = from else { return true };
+    let mut buffer = vec![0_u8; 64 * 1024];
+    while let Ok(count) = from.read(&mut buffer).await {
+        let piece = buffer.get(..count).unwrap_or_default();
+        if count == 0 {
+            break;
         }
-    })
+        // Each piece at once: somebody may be watching.
+        if to.write_all(piece).await.is_err() || to.flush().await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Sends this command's standard input to the process, and its end.

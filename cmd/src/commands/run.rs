@@ -78,6 +78,7 @@ pub(crate) async fn run(target: &Target, args: RunArgs) -> Result<u8> {
 
 async fn with(client: &Client, args: RunArgs) -> Result<u8> {
     let spec = container(&args)?;
+    let check = health(&args)?;
     // Signals count from here on: what is being made must be removed again.
     let interrupted = streams::interrupted();
     tokio::pin!(interrupted);
@@ -88,7 +89,7 @@ async fn with(client: &Client, args: RunArgs) -> Result<u8> {
     };
     let outcome = match early {
         Some(code) => Ok(code),
-        None => process(client, &handle, &args, interrupted).await,
+        None => process(client, &handle, &args, check, interrupted).await,
     };
     match (outcome, client.destroy(&handle).await) {
         (Err(error), _) => Err(error),
@@ -118,6 +119,7 @@ async fn process(
     client: &Client,
     handle: &Handle,
     args: &RunArgs,
+    check: Option<ProcessSpec>,
     interrupted: impl Future<Output = u8>,
 ) -> Result<u8> {
     let (path, arguments) = program(&args.command);
@@ -130,7 +132,7 @@ async fn process(
     };
     let begun = Instant::now();
     let process = client.run(handle, &spec, Wanted::ALL).await?;
-    let health = health(args)?.map(|check| {
+    let health = check.map(|check| {
         let (client, handle) = (client.clone(), handle.clone());
         tokio::spawn(async move { watch(&client, &handle, &check, begun).await })
     });
