@@ -5,13 +5,15 @@
 //! done by a forked child. On a process's exit it does
 //! three things, in this order and nothing between: reap, write the record, tell the server.
 
+mod requests;
+
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, Failure, FailureKind, FromShim, Kind, PROTOCOL, PacketError,
-    Request, Role, Start, Unpack,
+    Answer, Envelope, ExitRecord, FromShim, Kind, PROTOCOL, PacketError, Request, Role, Start,
+    Unpack,
 };
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
@@ -379,7 +381,8 @@ impl Supervisor {
         let mut copy = None;
         if let Some(master) = master {
             if let Some((columns, rows)) = start.terminal {
-                set_size(&master, columns, rows).step("cannot set the terminal's size")?;
+                requests::set_size(&master, columns, rows)
+                    .step("cannot set the terminal's size")?;
             }
             copy = Some(
                 rustix::io::fcntl_dupfd_cloexec(&master, 3)
@@ -457,91 +460,6 @@ impl Supervisor {
             }
         }
     }
-
-    fn live(&self, id: &str) -> Result<&Process> {
-        let process = self.processes.get(id).ok_or_else(|| unknown(id))?;
-        if process.exit.is_some() {
-            return Err(Failure {
-                kind: FailureKind::Ended,
-                message: format!("process {id} has ended"),
-            });
-        }
-        Ok(process)
-    }
-
-    fn signal(&self, id: &str, signal: i32) -> Result<()> {
-        let process = self.live(id)?;
-        let signal = rustix::process::Signal::from_named_raw(signal)
-            .ok_or_else(|| other(format!("there is no signal {signal}")))?;
-        match rustix::process::pidfd_send_signal(&process.pidfd, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(errno) => Err(errno).step(&format!("cannot send the signal to process {id}")),
-        }
-    }
-
-    fn close_stdin(&mut self, id: &str) -> Result<()> {
-        let process = self.processes.get_mut(id).ok_or_else(|| unknown(id))?;
-        if !process.terminal {
-            process.streams[0] = None;
-        }
-        Ok(())
-    }
-
-    fn resize(&self, id: &str, columns: u16, rows: u16) -> Result<()> {
-        let process = self.live(id)?;
-        match (&process.streams[0], process.terminal) {
-            (Some(master), true) => {
-                set_size(master, columns, rows).step("cannot set the terminal's size")
-            }
-            _ => Err(other(format!("process {id} has no terminal"))),
-        }
-    }
-
-    fn streams(&self, connection: u64, sequence: u64, id: &str) {
-        let Some(process) = self.processes.get(id) else {
-            let answer = Answer::Failed(unknown(id));
-            return self.tell(connection, &FromShim::Answer { sequence, answer }, &[]);
-        };
-        let kept = || (0_u8..).zip(&process.streams);
-        let answer = Answer::Streams {
-            streams: kept()
-                .filter(|(_, fd)| fd.is_some())
-                .map(|(number, _)| number)
-                .collect(),
-            terminal: process.terminal,
-        };
-        let descriptors: Vec<BorrowedFd<'_>> = kept()
-            .filter_map(|(_, fd)| fd.as_ref().map(|fd| fd.as_fd()))
-            .collect();
-        self.tell(
-            connection,
-            &FromShim::Answer { sequence, answer },
-            &descriptors,
-        );
-    }
-
-    fn forget(&mut self, id: &str) -> Result<()> {
-        match self.processes.get(id) {
-            Some(process) if process.exit.is_none() => {
-                return Err(other(format!("process {id} has not ended")));
-            }
-            _ => {}
-        }
-        self.processes.remove(id);
-        Ok(())
-    }
-
-    fn shutdown(&mut self) -> Result<()> {
-        if self
-            .processes
-            .values()
-            .any(|process| process.exit.is_none())
-        {
-            return Err(other("processes of this pod are alive"));
-        }
-        self.finished = true;
-        Ok(())
-    }
 }
 
 /// Whether the other end of a worker's socket is gone.
@@ -559,13 +477,6 @@ fn answer(result: Result<()>) -> Answer {
     match result {
         Ok(()) => Answer::Done,
         Err(failure) => Answer::Failed(failure),
-    }
-}
-
-fn unknown(id: &str) -> Failure {
-    Failure {
-        kind: FailureKind::UnknownProcess,
-        message: format!("unknown process: {id}"),
     }
 }
 
@@ -601,16 +512,6 @@ fn open_namespaces(pid: i32) -> Result<Vec<(String, OwnedFd)>> {
             Ok(((*name).to_owned(), fd))
         })
         .collect()
-}
-
-fn set_size(terminal: &OwnedFd, columns: u16, rows: u16) -> rustix::io::Result<()> {
-    let size = rustix::termios::Winsize {
-        ws_col: if columns == 0 { 80 } else { columns },
-        ws_row: if rows == 0 { 24 } else { rows },
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    rustix::termios::tcsetwinsize(terminal, size)
 }
 
 fn exit_code(status: &WaitIdStatus) -> i32 {
