@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use garden::api;
 use garden::client::Client;
+use garden::hosting::{Hosted, find_shim};
+use garden::manager::{Options, TeardownMode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -22,10 +25,11 @@ use super::place::Place;
 use super::report::{Report, Setting};
 use super::stages::Record;
 use super::{Mode, ScaleArgs, Teardown, Unmount, images};
-use crate::host;
 
 /// How often the server is asked what it still has to clean up.
 const SAMPLE: Duration = Duration::from_millis(10);
+/// How long the end of a run waits for what its instances leave.
+const PATIENCE: Duration = Duration::from_secs(60);
 const MEGABYTE: u64 = 1_000_000;
 
 /// Measures; returns the exit code.
@@ -71,24 +75,26 @@ fn disk_size(args: &ScaleArgs) -> u64 {
 
 async fn hosted(args: &ScaleArgs, place: &Place, records: &Path, store: &Path) -> Result<Ended> {
     let mut stop = Stop::listen()?;
-    let host = host::start(host::Options {
-        socket: records.join("garden.sock"),
-        runtime_dir: records.to_owned(),
-        store: store.to_owned(),
-        tag: Some(place.tag().to_owned()),
-        inline_teardown: args.teardown == Teardown::Inline,
-        sync_unmount: args.unmount == Unmount::Sync,
-        ..host::Options::default()
-    })
-    .await
-    .context("starting a server for the run")?;
-    let client = Client::new(records.join("garden.sock"));
+    let socket = records.join("garden.sock");
+    let mut options = Options::new(records.to_owned(), store.to_owned(), find_shim(None)?);
+    options.tag = Some(place.tag().to_owned());
+    options.teardown = match args.teardown {
+        Teardown::Async => TeardownMode::Queued,
+        Teardown::Inline => TeardownMode::Inline,
+    };
+    options.unmount = match args.unmount {
+        Unmount::Volatile => garden_rootfs::Unmount::Volatile,
+        Unmount::Sync => garden_rootfs::Unmount::Sync,
+    };
+    let hosted = Hosted::start(options, &socket, api::Options::default());
+    let hosted = hosted.await.context("starting a server for the run")?;
+    let client = Client::new(socket);
     let ended = tokio::select! {
-        report = scale(args, place, client) => report.map(Ended::Measured),
+        report = scale(args, place, client.clone()) => report.map(Ended::Measured),
         code = stop.wait() => Ok(Ended::Stopped(code)),
     };
-    // Also the containers of instances that were under way.
-    host.stop_and_destroy().await;
+    // With the instances that were under way; what fails is left to the place's own removal.
+    hosted.dissolve(PATIENCE).await;
     ended
 }
 
