@@ -1,2 +1,83 @@
-//! The garden command.
-fn main() {}
+//! The garden command: the server, and the verbs for developers and operators.
+//!
+//! Each verb is a module of [`commands`] with its argument structure and its function. Every verb
+//! speaks to a server through `garden::client`; where none runs, `run` hosts one ([`host`]).
+//! Exit codes are docker's: the process's own, 125 for a failure of Garden's, 126 and 127 for an
+//! executable that cannot be run or found, 2 for a command line that makes no sense.
+
+mod commands;
+mod failure;
+mod host;
+mod logging;
+mod reach;
+mod streams;
+mod table;
+mod values;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{exec, inspect, ls, pea, rm, run, server, stop, stream_in, teardown};
+use crate::reach::Target;
+
+/// Runs and looks after containers and their sidecars ("peas").
+#[derive(Debug, Parser)]
+#[command(name = "garden", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    target: Target,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(run::RunArgs),
+    Exec(exec::ExecArgs),
+    Ls(ls::LsArgs),
+    Inspect(inspect::InspectArgs),
+    Stop(stop::StopArgs),
+    Rm(rm::RmArgs),
+    #[command(subcommand)]
+    Pea(pea::PeaVerb),
+    StreamIn(stream_in::StreamInArgs),
+    #[command(subcommand)]
+    Teardown(teardown::TeardownVerb),
+    Server(server::ServerArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::start(matches!(cli.verb, Verb::Server(_)));
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::report(&anyhow::Error::new(error).context("cannot start")),
+    };
+    let outcome = runtime.block_on(run_verb(cli));
+    // A thread that reads a terminal's input cannot be stopped: it is left behind.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => failure::report(&error),
+    }
+}
+
+async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
+    let target = cli.target;
+    match cli.verb {
+        Verb::Run(args) => run::run(&target, args).await,
+        Verb::Exec(args) => exec::run(&target, args).await,
+        Verb::Ls(args) => ls::run(&target, &args).await,
+        Verb::Inspect(args) => inspect::run(&target, &args).await,
+        Verb::Stop(args) => stop::run(&target, &args).await,
+        Verb::Rm(args) => rm::run(&target, &args).await,
+        Verb::Pea(verb) => pea::run(&target, verb).await,
+        Verb::StreamIn(args) => stream_in::run(&target, &args).await,
+        Verb::Teardown(verb) => teardown::run(&target, &verb).await,
+        Verb::Server(args) => server::run(&target, args).await,
+    }
+}

@@ -73,6 +73,18 @@ impl Error {
         }
     }
 
+    /// Whether another server has the runtime directory or the store.
+    pub fn is_in_use(&self) -> bool {
+        use crate::depot::DepotError;
+        match self {
+            Self::Image(garden_rootfs::Error::StoreInUse(_)) => true,
+            Self::Host { source, .. } => {
+                matches!(source.downcast_ref(), Some(DepotError::InUse(_)))
+            }
+            _ => false,
+        }
+    }
+
     /// The error and its whole chain of causes, in one line.
     pub fn report(&self) -> String {
         report(self)

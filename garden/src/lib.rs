@@ -12,6 +12,7 @@ mod container;
 pub mod depot;
 pub mod env;
 pub mod error;
+pub mod hosting;
 pub mod manager;
 pub mod model;
 pub mod process;

@@ -5,13 +5,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use garden_sys::mount::{Change, set_attributes};
 use garden_sys::userns::{self, IdRange};
-use rustix::mount::{
-    FsOpenFlags, OpenTreeFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsopen,
-    open_tree,
-};
+use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsopen};
 use serde::Serialize;
+
+use crate::overlay;
 
 /// How an overlay is asked not to sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -66,21 +64,11 @@ impl Capabilities {
 }
 
 fn can_map(directory: &OwnedFd) -> bool {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
     let map = [IdRange {
         inside: 0,
         host: 1,
         size: 1,
     }];
-    let (Ok(clone), Ok(namespace)) = (open_tree(directory, "", flags), userns::create(&map, &map))
-    else {
-        return false;
-    };
-    let change = Change {
-        idmap: Some(namespace.as_fd()),
-        ..Change::default()
-    };
-    set_attributes(&clone, &change).is_ok()
+    userns::create(&map, &map)
+        .is_ok_and(|namespace| overlay::view(directory, Some(namespace.as_fd())).is_ok())
 }

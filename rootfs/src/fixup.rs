@@ -1,12 +1,18 @@
-//! Directories that a layer has only because something lies in them.
+//! What of a layer depends on the layers below it.
 //!
-//! Such a directory gets its owner, mode and time from the nearest lower layer that has it, as it
-//! would if layers were unpacked onto each other. Called by the importer, bottom layer first, the
-//! only part of an import that depends on other layers; the digest of what it decides is part of
-//! the layer's key, so that the same layer above another one is another layer in the store.
+//! Two things do. A directory that a layer has only because something lies in it gets its owner,
+//! mode and time from the nearest lower layer that has it, as it would if layers were unpacked
+//! onto each other. And a whiteout in a directory that no lower layer has is taken out: nothing is
+//! merged there, and the kernel would show it as a name that cannot be looked up.
+//!
+//! Called by the importer, bottom layer first, the only part of an import that looks at other
+//! layers; the digest of what it decides is part of the layer's key, so that the same layer above
+//! others may be another layer in the store. For most layers there is nothing to decide.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use garden_sys::xattr;
 use rustix::fs::{AtFlags, FileType, OFlags};
@@ -22,39 +28,90 @@ use crate::unpack::tree::open_beneath;
 use crate::unpack::whiteout::OPAQUE;
 
 /// A lower layer: its tree, and what is known of it.
-pub(crate) type Lower = (OwnedFd, std::sync::Arc<LayerRecord>);
+pub(crate) type Lower = (OwnedFd, Arc<LayerRecord>);
 
-/// What a directory is to look like.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Fixup {
-    name: Name,
-    attributes: Attributes,
+/// What must be changed in a layer for it to lie above certain others.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Fixups {
+    /// What directories are to look like.
+    directories: Vec<(Name, Attributes)>,
+    /// Whiteouts to take out.
+    whiteouts: Vec<Name>,
 }
 
-/// Looks for each name through the lower layers, the topmost first.
-pub(crate) fn find<'a>(
-    implied: impl IntoIterator<Item = &'a Name>,
-    lower: &[Lower],
-) -> Result<Vec<Fixup>> {
-    let mut fixups = Vec::new();
-    for name in implied {
-        for (tree, record) in lower {
-            let found = look(tree, name).step(|| "look at a lower layer".to_owned())?;
-            match found {
-                Found::Here(attributes) => {
-                    fixups.push(Fixup {
-                        name: name.clone(),
-                        attributes: *attributes,
-                    });
-                    break;
-                }
-                Found::Hidden => break,
-                Found::Below if record.opaque_root => break,
-                Found::Below => {}
+impl Fixups {
+    /// Looks through the lower layers, given the topmost first.
+    pub(crate) fn find(
+        implied: &BTreeSet<Name>,
+        whiteouts: &BTreeSet<Name>,
+        lower: &[Lower],
+    ) -> Result<Self> {
+        let step = || "look at a lower layer".to_owned();
+        let mut fixups = Self::default();
+        for name in implied {
+            if let Some(attributes) = nearest(name, lower).step(step)? {
+                fixups.directories.push((name.clone(), attributes));
             }
         }
+        for name in whiteouts {
+            // The root is always merged, if only with what a container writes.
+            if let Some((directory, _)) = name.split()
+                && !directory.is_root()
+                && nearest(&directory, lower).step(step)?.is_none()
+            {
+                fixups.whiteouts.push(name.clone());
+            }
+        }
+        Ok(fixups)
     }
-    Ok(fixups)
+
+    /// The digest of all of them; `None` when there is nothing to change.
+    pub(crate) fn digest(&self) -> Result<Option<Digest>> {
+        if *self == Self::default() {
+            return Ok(None);
+        }
+        let text = serde_json::to_vec(self)
+            .map_err(|error| Error::host("describe the changes of a layer", error))?;
+        Ok(Some(Digest::of(&text)))
+    }
+
+    /// Changes a tree that is not published yet. `image` is only named in errors.
+    pub(crate) fn apply(&self, tree: &OwnedFd, image: &str) -> Result<()> {
+        for name in &self.whiteouts {
+            let Some((directory, last)) = name.split() else {
+                continue;
+            };
+            let step = || "take a whiteout out of a layer".to_owned();
+            let parent = open_beneath(tree, &directory, OFlags::RDONLY).step(step)?;
+            let before = rustix::fs::fstat(&parent).step(step)?;
+            rustix::fs::unlinkat(&parent, last, AtFlags::empty()).step(step)?;
+            // Nothing in a layer depends on the clock.
+            let nanoseconds = before.st_mtime_nsec.try_into().unwrap_or(0);
+            let time = times((before.st_mtime, nanoseconds));
+            rustix::fs::futimens(&parent, &time).step(step)?;
+        }
+        for (name, attributes) in &self.directories {
+            let step = || "give a directory of a layer its attributes".to_owned();
+            let directory = open_beneath(tree, name, OFlags::RDONLY).step(step)?;
+            let applied = attributes.apply(&directory);
+            applied.map_err(|fault| fault.of(image, Some(name.path())))?;
+            rustix::fs::futimens(&directory, &times(attributes.mtime)).step(step)?;
+        }
+        Ok(())
+    }
+}
+
+/// The attributes of a directory in the topmost lower layer that has it.
+fn nearest(name: &Name, lower: &[Lower]) -> io::Result<Option<Attributes>> {
+    for (tree, record) in lower {
+        match look(tree, name)? {
+            Found::Here(attributes) => return Ok(Some(*attributes)),
+            Found::Hidden => return Ok(None),
+            Found::Below if record.opaque_root => return Ok(None),
+            Found::Below => {}
+        }
+    }
+    Ok(None)
 }
 
 enum Found {
@@ -84,25 +141,4 @@ fn look(tree: &OwnedFd, name: &Name) -> io::Result<Found> {
         opaque |= xattr::get(&directory, OPAQUE)?.is_some();
     }
     Ok(Found::Below)
-}
-
-/// The digest of all of them; `None` when there are none.
-pub(crate) fn digest(fixups: &[Fixup]) -> Result<Option<Digest>> {
-    if fixups.is_empty() {
-        return Ok(None);
-    }
-    let text = serde_json::to_vec(fixups)
-        .map_err(|error| Error::host("describe the directories of a layer", error))?;
-    Ok(Some(Digest::of(&text)))
-}
-
-/// Applies them to a tree that is not published yet.
-pub(crate) fn apply(tree: &OwnedFd, fixups: &[Fixup]) -> Result<()> {
-    for fixup in fixups {
-        let step = || "give a directory of a layer its attributes".to_owned();
-        let directory = open_beneath(tree, &fixup.name, OFlags::RDONLY).step(step)?;
-        (fixup.attributes.apply(&directory)).map_err(|fault| fault.of("", None))?;
-        rustix::fs::futimens(&directory, &times(fixup.attributes.mtime)).step(step)?;
-    }
-    Ok(())
 }

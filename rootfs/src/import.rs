@@ -16,7 +16,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use crate::digest::Digest;
 use crate::dirs;
 use crate::error::{Error, Result, Rule, Step};
-use crate::fixup::{self, Lower};
+use crate::fixup::{Fixups, Lower};
 use crate::image::{Image, ImageConfig};
 use crate::layers::{LayerRecord, TREE, key};
 use crate::oci::{Blob, Layout};
@@ -36,6 +36,12 @@ struct Unpacked {
     tree: OwnedFd,
     made: Made,
     diff_id: Digest,
+}
+
+impl Unpacked {
+    fn fixups(&self, lower: &[Lower]) -> Result<Fixups> {
+        Fixups::find(&self.made.implied, &self.made.whiteouts, lower)
+    }
 }
 
 impl Store {
@@ -88,8 +94,8 @@ impl Store {
             return Ok(known);
         }
         let unpacked = self.unpack_archive(&file, image, None)?;
-        // With no lower layer, nothing depends on one.
-        let record = self.publish(unpacked, None)?;
+        let fixups = unpacked.fixups(&[])?;
+        let record = self.publish(unpacked, &fixups, image)?;
         let after = rustix::fs::fstat(&file).step(|| format!("look at the image {image:?}"))?;
         let unchanged = identity(&after) == id;
         self.compose(id, image, &[record], ImageConfig::default(), unchanged)
@@ -119,7 +125,7 @@ impl Store {
             made,
             diff_id,
         };
-        let record = self.publish(unpacked, None)?;
+        let record = self.publish(unpacked, &Fixups::default(), image)?;
         self.compose(id, image, &[record], ImageConfig::default(), unchanged)
     }
 
@@ -189,8 +195,8 @@ impl Store {
             return Ok(None);
         }
         let unpacked = self.unpack_archive(&layout.open(blob)?, layout.image, Some(blob))?;
-        if unpacked.made.implied.is_empty() {
-            self.publish(unpacked, None)?;
+        if unpacked.made.implied.is_empty() && unpacked.made.whiteouts.is_empty() {
+            self.publish(unpacked, &Fixups::default(), layout.image)?;
             return Ok(None);
         }
         Ok(Some(unpacked))
@@ -204,31 +210,21 @@ impl Store {
         fresh: Option<Unpacked>,
         lower: &[Lower],
     ) -> Result<Arc<LayerRecord>> {
-        let known = self.inner.layers.with_diff_id(blob.diff_id);
-        let implied = match (&fresh, &known) {
-            (Some(fresh), _) => fresh.made.implied.clone(),
-            (None, Some(record)) => record.implied.clone(),
-            (None, None) => Default::default(),
-        };
-        let mut fixups = fixup::find(&implied, lower)?;
-        let fits = self
-            .inner
-            .layers
-            .get(&key(blob.diff_id, fixup::digest(&fixups)?));
-        if let Some(record) = fits {
-            return Ok(record);
-        }
         let unpacked = match fresh {
             Some(unpacked) => unpacked,
             None => {
-                let open = layout.open(blob)?;
-                let unpacked = self.unpack_archive(&open, layout.image, Some(blob))?;
-                fixups = fixup::find(&unpacked.made.implied, lower)?;
-                unpacked
+                if let Some(known) = self.inner.layers.with_diff_id(blob.diff_id) {
+                    let fixups = Fixups::find(&known.implied, &known.whiteouts, lower)?;
+                    let fitting = key(blob.diff_id, fixups.digest()?);
+                    if let Some(record) = self.inner.layers.get(&fitting) {
+                        return Ok(record);
+                    }
+                }
+                self.unpack_archive(&layout.open(blob)?, layout.image, Some(blob))?
             }
         };
-        fixup::apply(&unpacked.tree, &fixups)?;
-        self.publish(unpacked, fixup::digest(&fixups)?)
+        let fixups = unpacked.fixups(lower)?;
+        self.publish(unpacked, &fixups, layout.image)
     }
 
     fn stage(&self) -> Result<(Staged, OwnedFd)> {
@@ -258,13 +254,21 @@ impl Store {
         })
     }
 
-    fn publish(&self, unpacked: Unpacked, fixups: Option<Digest>) -> Result<Arc<LayerRecord>> {
-        let record = (self.inner.layers).publish(
-            unpacked.staged,
-            unpacked.made,
-            unpacked.diff_id,
-            fixups,
-        )?;
+    fn publish(
+        &self,
+        unpacked: Unpacked,
+        fixups: &Fixups,
+        image: &str,
+    ) -> Result<Arc<LayerRecord>> {
+        fixups.apply(&unpacked.tree, image)?;
+        let Unpacked {
+            staged,
+            made,
+            diff_id,
+            ..
+        } = unpacked;
+        let layers = &self.inner.layers;
+        let record = layers.publish(staged, made, diff_id, fixups.digest()?)?;
         self.inner.durable.add(vec![record.key.clone()]);
         Ok(record)
     }

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -44,8 +45,10 @@ pub(crate) struct LayerRecord {
     pub(crate) root: Option<Attributes>,
     /// Whether it hides all lower layers.
     pub(crate) opaque_root: bool,
-    /// Directories that only contain something: see the fix-up.
+    /// Directories that only contain something, and names that hide lower ones, as the tar has
+    /// them: what these become depends on lower layers.
     pub(crate) implied: BTreeSet<Name>,
+    pub(crate) whiteouts: BTreeSet<Name>,
 }
 
 impl LayerRecord {
@@ -118,8 +121,18 @@ impl Layers {
 
     /// Opens the tree of a layer.
     pub(crate) fn tree(&self, key: &str) -> Result<OwnedFd> {
-        let open = || dirs::directory(dirs::directory(&self.dirs.layers, key)?, TREE);
-        open().step(|| format!("open the layer {key}"))
+        self.tree_in(&self.dirs.layers, key)
+    }
+
+    /// The same, in another mount of the directory of all layers.
+    pub(crate) fn tree_in(&self, layers: &OwnedFd, key: &str) -> Result<OwnedFd> {
+        let step = || format!("open the layer {key:?}: import its image again");
+        // A known key is a plain name; an image that a caller kept may have any.
+        if self.get(key).is_none() {
+            return Err(Errno::NOENT).step(step);
+        }
+        let path = format!("{key}/{TREE}");
+        rustix::fs::openat(layers, path, dirs::DIRECTORY, Mode::empty()).step(step)
     }
 
     /// Gives a finished tree its key. If another import was quicker, its layer is used.
@@ -149,6 +162,7 @@ impl Layers {
             root: made.root,
             opaque_root: made.opaque_root,
             implied: made.implied,
+            whiteouts: made.whiteouts,
         };
         let step = || format!("publish the layer {key}");
         let text = serde_json::to_vec(&record).map_err(|error| Error::host(step(), error))?;

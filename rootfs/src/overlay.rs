@@ -1,16 +1,17 @@
 //! One overlay mount, built from descriptors alone.
 //!
 //! Used by the creation of root filesystems. No path, no option string and no mount point: layers
-//! are read-only clones of their directories (id-mapped where owners are mapped), and what comes
-//! out is a detached mount that is in no mount table. Needs Linux 6.13 (layers as descriptors).
+//! are directories in a read-only view of all layers (id-mapped where owners are mapped), and what
+//! comes out is a detached mount that is in no mount table. Needs Linux 6.13 (layers as
+//! descriptors). One view serves every root filesystem with the same mapping: a clone for each
+//! layer of each of them would cost twice its time again when it is closed.
 //! Blocks; with an upper directory and without `volatile`, closing the last reference syncs the
 //! whole disk.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use garden_sys::mount::{Attributes, Change, Propagation, context_log, set_attributes};
-use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
@@ -31,10 +32,8 @@ const OPTIONS: [(&str, &str); 5] = [
 
 /// What an overlay is made of.
 pub(crate) struct Overlay<'a> {
-    /// Directories of layers, the topmost first.
+    /// Directories of layers, in a [`view`] of them; the topmost first.
     pub(crate) layers: Vec<BorrowedFd<'a>>,
-    /// A user namespace that maps the owners in the layers.
-    pub(crate) mapping: Option<BorrowedFd<'a>>,
     /// What is written to; without it the mount is read-only.
     pub(crate) upper: Option<Upper<'a>>,
     /// A directory above the layers whose owners are not mapped.
@@ -71,11 +70,6 @@ impl Overlay<'_> {
                 source: io::Error::from(errno),
             }
         };
-        // The clones must live until the kernel made its own copies of them.
-        let mut clones = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            clones.push(self.clone_of(*layer)?);
-        }
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(plain("open an overlay context"))?;
         let explained = |step| {
@@ -95,7 +89,7 @@ impl Overlay<'_> {
             fsconfig_set_fd(&context, "lowerdir+", top)
                 .map_err(explained("give the overlay its top directory"))?;
         }
-        for (_, layer) in &clones {
+        for layer in &self.layers {
             fsconfig_set_fd(&context, "lowerdir+", layer)
                 .map_err(explained("give the overlay a layer"))?;
         }
@@ -120,32 +114,27 @@ impl Overlay<'_> {
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
             .map_err(explained("mount the overlay"))
     }
+}
 
-    /// A read-only clone of a layer's directory, and a descriptor that can be given away: before
-    /// Linux 6.15 the clone's own, an `O_PATH` one, cannot.
-    fn clone_of(&self, layer: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd), Failed> {
-        let failed = |step| {
-            move |source| Failed {
-                step,
-                kernel: String::new(),
-                source,
-            }
-        };
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH;
-        let clone = open_tree(layer, "", flags)
-            .map_err(|errno| failed("clone the mount of a layer")(errno.into()))?;
-        let change = Change {
-            set: Attributes::READ_ONLY,
-            propagation: Some(Propagation::Private),
-            idmap: self.mapping,
-            ..Change::default()
-        };
-        set_attributes(&clone, &change).map_err(failed("map the owners of a layer"))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let usable = rustix::fs::openat(clone.as_fd(), ".", flags, Mode::empty())
-            .map_err(|errno| failed("open the clone of a layer")(errno.into()))?;
-        Ok((clone, usable))
-    }
+/// A read-only view of a directory, with the owners that a user namespace gives them: a detached
+/// clone of its mount. What is opened in it may be given to overlays as long as it is open.
+///
+/// The clone's own descriptor is an `O_PATH` one, which the kernel does not take as a layer before
+/// Linux 6.15; those of the directories in it are.
+pub(crate) fn view(
+    directory: &OwnedFd,
+    mapping: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, io::Error> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = open_tree(directory, "", flags)?;
+    let change = Change {
+        set: Attributes::READ_ONLY,
+        propagation: Some(Propagation::Private),
+        idmap: mapping,
+        ..Change::default()
+    };
+    set_attributes(&clone, &change)?;
+    Ok(clone)
 }

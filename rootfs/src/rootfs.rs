@@ -21,7 +21,7 @@ use crate::digest::Digest;
 use crate::dirs;
 use crate::error::{Error, Result, Step};
 use crate::image::{Image, ImageConfig};
-use crate::overlay::{Failed, Overlay, Upper};
+use crate::overlay::{self, Failed, Overlay, Upper};
 use crate::staging::Staged;
 use crate::store::{Store, Unmount};
 use crate::unpack::attributes::Attributes;
@@ -106,16 +106,15 @@ impl Store {
         if dirs::exists(&self.inner.dirs.rootfs, id) {
             return Err(Error::IdInUse(id.to_owned()));
         }
-        let namespace = self.namespace(&request.mapping)?;
+        let view = self.view(&request.mapping)?;
         let staged = Staged::new(&self.inner.dirs, &self.inner.trash)?;
         let upper = staged.subdirectory("upper", Mode::from_raw_mode(0o755))?;
         give_root(&upper, &request.image.root, &request.mapping)?;
         self.write_record(&staged, request)?;
-        let trees = self.trees(request.image)?;
+        let trees = self.trees(&view, request.image)?;
         let layers: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
         let mut overlay = Overlay {
             layers,
-            mapping: namespace.as_deref().map(AsFd::as_fd),
             upper: None,
             top: None,
             no_devices: request.mapping != Mapping::Host,
@@ -193,35 +192,33 @@ impl Store {
         Ok(())
     }
 
-    /// The user namespace of a mapping; made once and kept.
-    fn namespace(&self, mapping: &Mapping) -> Result<Option<Arc<OwnedFd>>> {
-        let Mapping::Mapped { uid, gid } = mapping else {
-            return Ok(None);
-        };
+    /// The layers as a mapping shows them; made once for each mapping and kept.
+    fn view(&self, mapping: &Mapping) -> Result<Arc<OwnedFd>> {
         let known = || {
-            self.inner
-                .namespaces
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
+            let views = self.inner.views.lock();
+            views.unwrap_or_else(PoisonError::into_inner)
         };
-        if let Some(namespace) = known().get(mapping) {
-            return Ok(Some(Arc::clone(namespace)));
+        if let Some(view) = known().get(mapping) {
+            return Ok(Arc::clone(view));
         }
         // Not under the lock: it starts a process.
-        let made = userns::create(uid, gid).map_err(|error| match error {
-            userns::Error::Map { .. } => Error::InvalidMapping(error.to_string()),
-            error => Error::host("make a user namespace", io::Error::other(error)),
-        })?;
+        let namespace = match mapping {
+            Mapping::Host => None,
+            Mapping::Mapped { uid, gid } => Some(namespace(uid, gid)?),
+        };
+        let mapped = namespace.as_ref().map(AsFd::as_fd);
+        let view = overlay::view(&self.inner.dirs.layers, mapped)
+            .step(|| "map the owners of the layers".to_owned())?;
         let mut all = known();
-        let kept = all.entry(mapping.clone()).or_insert_with(|| Arc::new(made));
-        Ok(Some(Arc::clone(kept)))
+        let kept = all.entry(mapping.clone()).or_insert_with(|| Arc::new(view));
+        Ok(Arc::clone(kept))
     }
 
-    /// The trees of an image's layers, the topmost first.
-    fn trees(&self, image: &Image) -> Result<Vec<OwnedFd>> {
+    /// The trees of an image's layers in a view, the topmost first.
+    fn trees(&self, view: &OwnedFd, image: &Image) -> Result<Vec<OwnedFd>> {
         let from_top = image.layers.iter().rev();
         from_top
-            .map(|layer| self.inner.layers.tree(&layer.key))
+            .map(|layer| self.inner.layers.tree_in(view, &layer.key))
             .collect()
     }
 
@@ -302,6 +299,13 @@ impl Failed {
             source: self.source,
         }
     }
+}
+
+fn namespace(uid: &[IdRange], gid: &[IdRange]) -> Result<OwnedFd> {
+    userns::create(uid, gid).map_err(|error| match error {
+        userns::Error::Map { .. } => Error::InvalidMapping(error.to_string()),
+        error => Error::host("make a user namespace", io::Error::other(error)),
+    })
 }
 
 fn check_id(id: &str) -> Result<&str> {

@@ -14,7 +14,9 @@ use crate::error::{Error, Result};
 #[non_exhaustive]
 pub enum ImageSource {
     /// A tar (plain, gzip or zstd, told apart by its first bytes), or a directory; which of them
-    /// is seen when it is imported.
+    /// is seen when it is imported. A tar is read again when its inode, size or times changed. A
+    /// directory is copied, and copied again when a name, type, owner, mode, size, time or inode
+    /// in it changed; each import looks at all of it. What is mounted inside it is left out.
     Path(PathBuf),
     /// An OCI image layout on disk, and the reference in it if one was named.
     OciLayout {

@@ -89,8 +89,8 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) unmount: Unmount,
     pub(crate) capabilities: Capabilities,
-    /// User namespaces of the mappings that were used.
-    pub(crate) namespaces: Mutex<HashMap<Mapping, Arc<OwnedFd>>>,
+    /// Views of the layers for the mappings that were used.
+    pub(crate) views: Mutex<HashMap<Mapping, Arc<OwnedFd>>>,
 }
 
 impl Drop for Inner {
@@ -123,7 +123,7 @@ impl Store {
             limits: options.limits,
             unmount: options.unmount,
             capabilities,
-            namespaces: Mutex::default(),
+            views: Mutex::default(),
         };
         let store = Self {
             inner: Arc::new(inner),

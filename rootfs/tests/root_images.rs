@@ -100,6 +100,41 @@ fn base_of(tar: &Tar) -> Vec<u8> {
 }
 
 #[test]
+fn a_whiteout_of_nothing_is_not_seen() {
+    let Some(place) = Place::with_mounts("a_whiteout_of_nothing_is_not_seen") else {
+        return;
+    };
+    let tar = Tar::default()
+        .dir("d", 0o755, (0, 0))
+        .file("d/y", "")
+        .file("d/.wh.x", "")
+        .file(".wh.z", "")
+        .done();
+    let alone = place.import("alone.tar", &tar).unwrap();
+    assert_eq!(names(&rootfs(&place, "alone", &alone).mount, "d"), ["y"]);
+    let tree = File::open(place.only_tree(&alone)).unwrap();
+    assert!(!is_whiteout(&tree, "d/x"));
+    assert_eq!(stat(&tree, "d").unwrap().st_mtime, 1_000_000_000);
+
+    // Where there is something to hide, the same layer does hide it.
+    let base = Tar::default().file("d/x", "").file("z", "").done();
+    let source = Layout::new(place.path("layout"))
+        .layer(&base)
+        .layer(&tar)
+        .done();
+    let above = place.store().import(&source).unwrap();
+    assert_ne!(above.layers[1].key, alone.layers[0].key);
+    let made = rootfs(&place, "above", &above);
+    assert_eq!(
+        (names(&made.mount, "."), names(&made.mount, "d")),
+        (vec!["d".into()], vec!["y".into()])
+    );
+    let tree = File::open(place.tree(&above.layers[1].key)).unwrap();
+    assert!(is_whiteout(&tree, "d/x"));
+    place.assert_nothing_left(3);
+}
+
+#[test]
 fn a_layer_can_hide_everything() {
     let Some(place) = Place::with_mounts("a_layer_can_hide_everything") else {
         return;

@@ -310,6 +310,45 @@ fn data_is_gone_before_a_held_mount_is_closed() {
 }
 
 #[test]
+fn a_mount_left_inside_holds_up_only_itself() {
+    let Some(place) = Place::with_mounts("a_mount_left_inside_holds_up_only_itself") else {
+        return;
+    };
+    let image = place.import("base.tar", &base()).unwrap();
+    for id in ["stuck", "free"] {
+        drop(place.store().create(&request(id, &image)).unwrap());
+    }
+    let kept = place.path("kept");
+    std::fs::create_dir(&kept).unwrap();
+    std::fs::write(kept.join("file"), "x").unwrap();
+    let inside = place.path("store/rootfs/stuck/upper/mounted");
+    std::fs::create_dir(&inside).unwrap();
+    rustix::mount::mount_bind(&kept, &inside).unwrap();
+    // By descriptor, because its path changes when the tree goes to the trash.
+    let mounted = rustix::fs::open(&inside, OFlags::PATH, Mode::empty()).unwrap();
+
+    let destroyed = ["stuck", "free"].map(|id| place.store().destroy(id));
+    let mut stats = place.store().trash();
+    for _ in 0..600 {
+        if (stats.items, stats.failing) == (1, 1) {
+            break;
+        }
+        place.store().wait_trash_empty(Duration::from_millis(100));
+        stats = place.store().trash();
+    }
+    let detach = rustix::mount::UnmountFlags::DETACH;
+    use std::os::fd::AsRawFd;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", mounted.as_raw_fd()));
+    rustix::mount::unmount(path.unwrap(), detach).unwrap();
+    assert!(destroyed.into_iter().all(|destroyed| destroyed.unwrap()));
+    assert_eq!((stats.items, stats.failing), (1, 1));
+    assert!(stats.oldest_age.is_some());
+    assert!(kept.join("file").exists());
+    place.assert_nothing_left(1);
+    assert!(kept.join("file").exists());
+}
+
+#[test]
 fn what_a_killed_server_left_is_found() {
     let Some(mut place) = Place::with_mounts("what_a_killed_server_left_is_found") else {
         return;
@@ -379,8 +418,40 @@ fn layers_of_another_boot_count_only_when_durable() {
 }
 
 #[test]
-fn a_mount_can_be_attached_and_outlive_its_id() {
-    let Some(place) = Place::with_mounts("a_mount_can_be_attached_and_outlive_its_id") else {
+fn a_mount_can_be_attached() {
+    let Some(place) = Place::with_mounts("a_mount_can_be_attached") else {
+        return;
+    };
+    use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
+    let image = place.import("base.tar", &base()).unwrap();
+    let mut asked = request("x", &image);
+    asked.mapping = mapped();
+    let rootfs = place.store().create(&asked).unwrap();
+    let target = place.path("target");
+    std::fs::create_dir(&target).unwrap();
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&rootfs.mount, "", rustix::fs::CWD, &target, flags).unwrap();
+    // The holder's descriptor may go: the mount is attached.
+    drop(rootfs);
+    let seen = std::fs::read_to_string(target.join("etc/hostname"));
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let destroyed = place.store().destroy("x");
+    unmount(&target, UnmountFlags::DETACH).unwrap();
+    assert_eq!(seen.unwrap(), "image");
+    assert!(destroyed.unwrap());
+    let target = target.to_string_lossy();
+    let line = table.lines().find(|line| line.contains(&*target)).unwrap();
+    assert!(
+        line.contains("nodev") && line.contains(" overlay garden "),
+        "{line}"
+    );
+    assert!(line.contains("volatile"), "{line}");
+    place.assert_nothing_left(1);
+}
+
+#[test]
+fn a_mount_outlives_its_id() {
+    let Some(place) = Place::with_mounts("a_mount_outlives_its_id") else {
         return;
     };
     let image = place.import("base.tar", &base()).unwrap();

@@ -4,6 +4,7 @@
 //! its user, but still every capability of its user namespace. The order matters and is the
 //! security of the thing:
 //!
+//! 0. for a container's init: the loopback interface of the new network namespace,
 //! 1. the working directory (made if asked for) while it can still be entered,
 //! 2. the cgroups: from here on the container's limits apply, and not earlier,
 //! 3. resource limits,
@@ -74,6 +75,9 @@ impl GardenExecutor {
             process.env().as_deref().unwrap_or_default(),
             "environment entry",
         )?;
+        if self.init.is_some() {
+            sys::raise_loopback().step("cannot bring the loopback interface up")?;
+        }
         self.enter_directory()?;
         for file in &self.cgroups {
             rustix::io::write(sys::borrow(*file), b"0").step("cannot join the cgroup")?;

@@ -126,7 +126,10 @@ fn serve(socket: &OwnedFd, prepared: &Prepared) -> ExitCode {
     loop {
         let received = match garden_wire::receive::<ZygoteRequest>(socket.as_fd()) {
             Ok(received) => received,
-            Err(garden_wire::PacketError::Closed) => return ExitCode::SUCCESS,
+            Err(garden_wire::PacketError::Closed) => {
+                collect_the_ending();
+                return ExitCode::SUCCESS;
+            }
             Err(error) => {
                 sys::log(&format!(
                     "garden-shim: the server's request is unusable: {error}"
@@ -159,6 +162,19 @@ fn serve(socket: &OwnedFd, prepared: &Prepared) -> ExitCode {
 fn reap() {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     while let Ok(Some(_)) = rustix::process::waitid(WaitId::All, options) {}
+}
+
+/// Collects shims that are ending right now: a server that dissolves has just told them to. Those
+/// that stay are adopted by the host's init.
+fn collect_the_ending() {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    for _ in 0..20 {
+        match rustix::process::waitid(WaitId::All, options) {
+            Err(_) => return,
+            Ok(Some(_)) => {}
+            Ok(None) => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    }
 }
 
 fn spawn(

@@ -27,6 +27,10 @@ mod server;
 mod session;
 mod socket;
 mod streams;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub(crate) mod wire;
 
 pub use backend::{Backend, Filters, StreamIn, TarStream};

@@ -17,15 +17,15 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens at a path, in place of whatever file is there. Everybody may connect, as with
-    /// Guardian: who may is the directory's affair.
+    /// Listens at a path, in place of whatever file is there. Only the server's own user may
+    /// connect: whoever may create privileged containers is root.
     pub fn bind(path: &Path) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         Ok(Self {
             listener,
             path: path.to_owned(),

@@ -48,6 +48,7 @@ pub(crate) struct Container {
 
 impl Container {
     /// A container whose init runs. `events` is what its supervisor will say.
+    #[expect(clippy::too_many_arguments, reason = "its parts, each made by another")]
     pub(crate) fn new(
         handle: Handle,
         dir: ContainerDir,

@@ -19,7 +19,7 @@ use super::{Container, exits};
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
 use crate::error::Error;
-use crate::model::{Handle, ImageRef, Limits, ProcessSpec};
+use crate::model::{Handle, ImageRef, ProcessSpec};
 use crate::runtime::shim::Shim;
 use crate::services::Services;
 use crate::{env, users};
@@ -232,7 +232,7 @@ impl Pod {
         let own = process.own_limits.clone();
         let made = self.services.files.run(move || {
             let place = place(&cgroup, &instance, own.is_some());
-            let limits = own.unwrap_or_else(Limits::default);
+            let limits = own.unwrap_or_default();
             let devices = Services::devices(privileged);
             let group = services.cgroups.create(&place, &limits, devices)?;
             services.cgroups.limit_cpu(&place, &limits)?;

@@ -31,6 +31,8 @@ use crate::runtime::zygote::{Zygote, ZygoteOptions};
 pub use crate::services::Options;
 use crate::services::{Services, lock};
 use cleaner::Cleaner;
+pub use garden_peas::TeardownMode;
+pub use garden_rootfs::Unmount;
 
 /// All containers of one server. Cheap to clone.
 #[derive(Clone)]
@@ -66,7 +68,7 @@ impl Manager {
         let zygote = zygote.await?;
         let services = Arc::new(Services::new(options, depot, cgroups, zygote, store)?);
         let cleaner = Cleaner::new(&services);
-        let queue = Queue::open(&services.depot.teardown(), cleaner, QueueOptions::default())
+        let queue = Queue::open(services.depot.teardown(), cleaner, QueueOptions::default())
             .map_err(|error| Error::host("cannot open the teardown queue", error))?;
         let _ = services.queue.set(queue);
         let manager = Self(Arc::new(Inner {
@@ -130,6 +132,7 @@ impl Manager {
     /// Ends the teardown workers, leaving what is not done on file. Containers run on.
     pub async fn close(&self, grace: std::time::Duration) {
         self.services().queue().shutdown(grace).await;
+        self.services().zygote.close().await;
     }
 
     /// Removes what only an unused server leaves: the parents of its cgroups and its runtime

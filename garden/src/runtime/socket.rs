@@ -23,6 +23,11 @@ impl PacketSocket {
         UnixStream::from_std(stream).map(Self)
     }
 
+    /// The socket itself.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Sends one packet.
     pub(crate) async fn send<T: Serialize>(
         &self,

@@ -23,7 +23,8 @@ pub struct ZygoteOptions {
 /// A running zygote; started again when found dead.
 pub struct Zygote {
     options: ZygoteOptions,
-    running: Mutex<Running>,
+    /// `None` after [`Zygote::close`].
+    running: Mutex<Option<Running>>,
 }
 
 struct Running {
@@ -33,7 +34,8 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It ends by itself when our end of the socket closes; this collects it, if it has.
+        // It ends by itself when our end of the socket closes; this collects it, if it has ended
+        // already. See `Zygote::close`.
         let _ = self.child.try_wait();
     }
 }
@@ -48,7 +50,7 @@ impl Zygote {
         let running = Running::start(&options).await?;
         Ok(Self {
             options,
-            running: Mutex::new(running),
+            running: Mutex::new(Some(running)),
         })
     }
 
@@ -63,18 +65,27 @@ impl Zygote {
         listener: &OwnedFd,
         records: &OwnedFd,
     ) -> Result<(u32, OwnedFd), Error> {
-        let mut running = self.running.lock().await;
-        match running.spawn(handle, listener, records).await {
-            Err(SpawnError::Gone) => {
-                tracing::warn!("the zygote is gone; starting another");
-                *running = Running::start(&self.options).await?;
-                running
-                    .spawn(handle, listener, records)
-                    .await
-                    .map_err(Error::from)
+        let mut slot = self.running.lock().await;
+        if let Some(running) = slot.as_mut() {
+            match running.spawn(handle, listener, records).await {
+                Err(SpawnError::Gone) => tracing::warn!("the zygote is gone; starting another"),
+                outcome => return outcome.map_err(Error::from),
             }
-            outcome => outcome.map_err(Error::from),
         }
+        let running = slot.insert(Running::start(&self.options).await?);
+        running
+            .spawn(handle, listener, records)
+            .await
+            .map_err(Error::from)
+    }
+
+    /// Ends it and waits until it has. Shims live on.
+    pub async fn close(&self) {
+        let Some(running) = self.running.lock().await.take() else {
+            return;
+        };
+        let ended = tokio::task::spawn_blocking(move || running.end());
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), ended).await;
     }
 }
 
@@ -93,6 +104,12 @@ impl From<SpawnError> for Error {
 }
 
 impl Running {
+    /// Blocks until the zygote has ended.
+    fn end(mut self) {
+        let _ = rustix::net::shutdown(self.socket.as_fd(), rustix::net::Shutdown::Both);
+        let _ = self.child.wait();
+    }
+
     async fn start(options: &ZygoteOptions) -> Result<Self, Error> {
         let failed = |doing: &str| {
             let doing = format!("{doing} {}", options.program.display());

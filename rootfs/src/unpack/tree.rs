@@ -53,7 +53,8 @@ pub(crate) struct Made {
     pub(crate) implied: BTreeSet<Name>,
     /// Times of all directories; the epoch where nothing described one.
     pub(super) directories: BTreeMap<Name, (i64, u32)>,
-    pub(super) whiteouts: BTreeSet<Name>,
+    /// Names that hide lower ones.
+    pub(crate) whiteouts: BTreeSet<Name>,
     pub(super) opaque: BTreeSet<Name>,
 }
 

@@ -78,11 +78,12 @@ impl Tree<'_> {
         }
     }
 
+    /// Keeps in mind only those that are needed.
     fn write_whiteouts(&mut self, opaque: &BTreeSet<Name>) -> Result<(), Fault> {
-        let whiteouts = std::mem::take(&mut self.made.whiteouts);
-        for name in &whiteouts {
+        let all = std::mem::take(&mut self.made.whiteouts);
+        for name in &all {
             let hidden = self.made.opaque_root
-                || (name.ancestors()).any(|way| opaque.contains(&way) || whiteouts.contains(&way));
+                || (name.ancestors()).any(|way| opaque.contains(&way) || all.contains(&way));
             let Some((parent, last)) = name.split() else {
                 continue;
             };
@@ -92,6 +93,7 @@ impl Tree<'_> {
             let parent = self.parent(&parent)?;
             rustix::fs::mknodat(&*parent, last, FileType::CharacterDevice, Mode::empty(), 0)
                 .doing("write a whiteout")?;
+            self.made.whiteouts.insert(name.clone());
         }
         Ok(())
     }

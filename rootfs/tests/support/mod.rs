@@ -100,9 +100,16 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Removing what a background thread removes at the same time would be a race.
-        if let Some(store) = &self.store {
+        if let Some(store) = self.store.take() {
             store.wait_trash_empty(Duration::from_secs(60));
+        }
+        // A background thread that was told to end may still mark a layer as durable; the mark
+        // makes the removal of a directory fail, and is removed by the next try.
+        for _ in 0..1000 {
+            match std::fs::remove_dir_all(self.dir.path()) {
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+                _ => break,
+            }
         }
     }
 }

@@ -1,0 +1,61 @@
+//! `garden exec`: a process in a container that exists.
+
+use anyhow::Result;
+use clap::Args;
+use garden::client::Wanted;
+use garden::model::{Handle, ProcessSpec, Signal};
+
+use super::program;
+use crate::reach::Target;
+use crate::{streams, values};
+
+/// Run a command in a container that exists
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  garden exec web --user vcap -- sh -c 'ps; id'")]
+pub(crate) struct ExecArgs {
+    /// The container
+    #[arg(value_name = "NAME", value_parser = values::handle)]
+    name: Handle,
+    /// Environment of the process; repeatable
+    #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
+    env: Vec<String>,
+    /// User: name, uid, uid:gid or name:group [default: root]
+    #[arg(long, short, value_name = "USER")]
+    user: Option<String>,
+    /// Working directory, made when missing [default: the user's home]
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<String>,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+/// Runs it; an interrupted command ends its process.
+pub(crate) async fn run(target: &Target, args: ExecArgs) -> Result<u8> {
+    let client = target.server().await?;
+    let (path, arguments) = program(&args.command);
+    let spec = ProcessSpec {
+        path,
+        args: arguments,
+        env: args.env,
+        user: args.user,
+        dir: args.cwd,
+        ..ProcessSpec::default()
+    };
+    let process = client.run(&args.name, &spec, Wanted::ALL).await?;
+    follow(process).await
+}
+
+/// Follows a process to its end. An interruption kills it, and waits for that to be so.
+pub(crate) async fn follow(process: garden::client::Process) -> Result<u8> {
+    let input = process.input();
+    let kill = async move {
+        let code = streams::interrupted().await;
+        input.signal(Signal::Kill).await;
+        // The signal is on its way when the frame is; its end is not waited for much longer.
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        code
+    };
+    streams::follow(process, kill).await
+}

@@ -1,0 +1,89 @@
+//! `garden inspect`: everything a server tells of one container.
+
+use anyhow::{Result, bail};
+use clap::Args;
+use garden::model::Handle;
+use serde::Serialize;
+
+use super::{print, print_json};
+use crate::reach::Target;
+use crate::{table, values};
+
+/// Show one container
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The container
+    #[arg(value_name = "NAME", value_parser = values::handle)]
+    name: Handle,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    handle: Handle,
+    age_ms: u64,
+    image: String,
+    privileged: bool,
+    processes: Vec<garden::model::ProcessInfo>,
+    #[serde(flatten)]
+    info: garden::client::Info,
+}
+
+/// Shows it.
+pub(crate) async fn run(target: &Target, args: &InspectArgs) -> Result<u8> {
+    let client = target.server().await?;
+    let info = client.info(&args.name).await?;
+    let list = client.ps().await?;
+    let found = list
+        .containers
+        .into_iter()
+        .find(|container| container.handle == args.name);
+    let Some(container) = found else {
+        bail!("unknown handle: {}", args.name)
+    };
+    let shown = Shown {
+        handle: container.handle,
+        age_ms: container.age_ms,
+        image: container.image,
+        privileged: container.privileged,
+        processes: container.processes,
+        info,
+    };
+    if args.json {
+        print_json(&shown)?;
+    } else {
+        print(&text(&shown))?;
+    }
+    Ok(0)
+}
+
+fn text(shown: &Shown) -> String {
+    let mut facts = vec![
+        ("name", shown.handle.to_string()),
+        ("state", shown.info.state.clone()),
+        ("age", table::age(shown.age_ms)),
+        ("image", shown.image.clone()),
+        ("privileged", shown.privileged.to_string()),
+        ("directory", shown.info.path.display().to_string()),
+    ];
+    facts.extend(
+        shown
+            .info
+            .events
+            .iter()
+            .map(|event| ("event", event.clone())),
+    );
+    facts.extend(shown.processes.iter().map(|process| {
+        let kind = if process.pea { "pea" } else { "process" };
+        (
+            kind,
+            format!("{} (pid {}): {}", process.id, process.pid, process.path),
+        )
+    }));
+    facts
+        .iter()
+        .map(|(name, value)| format!("{name:<11}{value}\n"))
+        .collect()
+}

@@ -1,0 +1,58 @@
+//! `garden ls`: the containers of a server.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::{print, print_json};
+use crate::reach::Target;
+use crate::table;
+
+/// List containers
+#[derive(Debug, Args)]
+#[command(visible_alias = "ps")]
+pub(crate) struct LsArgs {
+    /// Names only
+    #[arg(long, short)]
+    quiet: bool,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lists them.
+pub(crate) async fn run(target: &Target, args: &LsArgs) -> Result<u8> {
+    let list = target.server().await?.ps().await?;
+    if args.json {
+        print_json(&list)?;
+    } else if args.quiet {
+        let names: String = list
+            .containers
+            .iter()
+            .map(|container| format!("{}\n", container.handle))
+            .collect();
+        print(&names)?;
+    } else {
+        let rows: Vec<_> = list
+            .containers
+            .iter()
+            .map(|container| {
+                let peas = container
+                    .processes
+                    .iter()
+                    .filter(|process| process.pea)
+                    .count();
+                vec![
+                    container.handle.to_string(),
+                    container.state.clone(),
+                    table::age(container.age_ms),
+                    (container.processes.len() - peas).to_string(),
+                    peas.to_string(),
+                    container.image.clone(),
+                ]
+            })
+            .collect();
+        let heading = ["NAME", "STATE", "AGE", "PROCESSES", "PEAS", "IMAGE"];
+        print(&table::format(&heading, &rows))?;
+    }
+    Ok(0)
+}

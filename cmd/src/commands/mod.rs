@@ -1,0 +1,58 @@
+//! The verbs, one module each: its flags and what it does.
+
+pub(crate) mod exec;
+pub(crate) mod inspect;
+pub(crate) mod ls;
+pub(crate) mod pea;
+pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod server;
+pub(crate) mod stop;
+pub(crate) mod stream_in;
+pub(crate) mod teardown;
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result};
+use garden::model::ImageRef;
+
+/// An image as a flag names it. A plain path is made absolute: the server has another directory.
+pub(crate) fn image(text: &str) -> Result<ImageRef> {
+    let uri = if text.contains("://") || text.starts_with('/') {
+        text.to_owned()
+    } else {
+        let path = std::path::absolute(text).with_context(|| format!("cannot use {text}"))?;
+        path.to_string_lossy().into_owned()
+    };
+    Ok(ImageRef {
+        uri,
+        ..ImageRef::default()
+    })
+}
+
+/// Prints a result.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        // `garden ls | head -1` is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.context("cannot print the result"),
+    }
+}
+
+/// Prints a result for programs.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).context("cannot write the result as JSON")?;
+    print(&format!("{text}\n"))
+}
+
+/// A process from a command line: the program and its arguments.
+pub(crate) fn program(words: &[String]) -> (String, Vec<String>) {
+    match words.split_first() {
+        Some((path, arguments)) => (path.clone(), arguments.to_vec()),
+        None => (String::new(), Vec::new()),
+    }
+}

@@ -1,0 +1,49 @@
+//! Tables for people: columns as wide as they need, two spaces between.
+
+/// Formats rows under a heading.
+pub(crate) fn format(heading: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = heading.iter().map(|title| title.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let heading: Vec<String> = heading.iter().map(|title| (*title).to_owned()).collect();
+    for row in std::iter::once(&heading).chain(rows) {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// An age in its largest unit.
+pub(crate) fn age(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = vec![
+            vec!["a".into(), "b".into()],
+            vec!["long".into(), "c".into()],
+        ];
+        assert_eq!(format(&["X", "Y"], &rows), "X     Y\na     b\nlong  c\n");
+        assert_eq!(age(3_599_000), "59m");
+    }
+}
