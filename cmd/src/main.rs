@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{exec, inspect, ls, pea, rm, run, server, stop, stream_in, teardown};
+use crate::commands::{exec, inspect, ls, pea, rm, run, scale, server, stop, stream_in, teardown};
 use crate::reach::Target;
 
 /// Runs and looks after containers and their sidecars ("peas").
@@ -44,6 +44,7 @@ enum Verb {
     StreamIn(stream_in::StreamInArgs),
     #[command(subcommand)]
     Teardown(teardown::TeardownVerb),
+    Scale(scale::ScaleArgs),
     Server(server::ServerArgs),
 }
 
@@ -78,6 +79,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Pea(verb) => pea::run(&target, verb).await,
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,
+        Verb::Scale(args) => scale::run(args).await,
         Verb::Server(args) => server::run(&target, args).await,
     }
 }

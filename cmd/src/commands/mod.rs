@@ -6,6 +6,7 @@ pub(crate) mod ls;
 pub(crate) mod pea;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod scale;
 pub(crate) mod server;
 pub(crate) mod stop;
 pub(crate) mod stream_in;
