@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use garden::api;
-use garden::client::Client;
 use garden::hosting::solo::{Place, Solo};
 use garden::hosting::{Hosted, find_shim};
 use garden::manager::{self, TeardownMode, Unmount};
@@ -85,11 +84,6 @@ pub(crate) async fn start(options: Options) -> Result<Host> {
 }
 
 impl Host {
-    /// A client of it.
-    pub(crate) fn client(&self) -> &Client {
-        self.0.client()
-    }
-
     /// Ends it with all its containers and removes its traces.
     pub(crate) async fn stop_and_destroy(self) {
         self.0.dissolve(PATIENCE).await;

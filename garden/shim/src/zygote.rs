@@ -25,7 +25,8 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Reads `[--cgroup2 PATH]`.
+    /// Reads `[--cgroup2 PATH] [--tag TAG]`. The tag is for people and tools that look for the
+    /// supervisors of one server: every shim shows its zygote's command line.
     pub(crate) fn parse(
         mut arguments: impl Iterator<Item = String>,
     ) -> std::result::Result<Self, String> {
@@ -35,6 +36,9 @@ impl Options {
                 "--cgroup2" => {
                     let path = arguments.next().ok_or("--cgroup2 needs a path")?;
                     options.cgroup2 = Some(path);
+                }
+                "--tag" => {
+                    arguments.next().ok_or("--tag needs a tag")?;
                 }
                 unknown => return Err(format!("unknown argument {unknown}")),
             }

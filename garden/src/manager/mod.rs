@@ -59,6 +59,7 @@ impl Manager {
             .map_err(|error| Error::host("cannot open the server's state", error))??;
         let zygote = Zygote::start(ZygoteOptions {
             program: options.shim.clone(),
+            tag: options.tag.clone(),
             cgroup2: cgroups
                 .hierarchies()
                 .unified

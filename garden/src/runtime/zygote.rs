@@ -1,7 +1,7 @@
 //! The server's side of the zygote: started with the server, asked for a shim per container.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use garden_wire::{PROTOCOL, ZygoteReply, ZygoteRequest};
@@ -18,6 +18,8 @@ pub struct ZygoteOptions {
     pub program: PathBuf,
     /// Where the host's cgroup2 hierarchy is mounted, if anywhere.
     pub cgroup2: Option<PathBuf>,
+    /// The server's tag: shown in the supervisors' command lines.
+    pub tag: Option<String>,
 }
 
 /// A running zygote; started again when found dead.
@@ -117,7 +119,7 @@ impl Running {
         };
         let (ours, theirs) =
             garden_wire::socket_pair().map_err(failed("cannot make a socket for"))?;
-        let child = command(&options.program, options.cgroup2.as_deref(), theirs)
+        let child = command(options, theirs)
             .spawn()
             .map_err(failed("cannot start the supervisor program"))?;
         let socket = PacketSocket::new(ours).map_err(failed("cannot use the socket of"))?;
@@ -182,11 +184,14 @@ impl Running {
 }
 
 /// The environment is empty: nothing of the server's may reach a container through it.
-fn command(program: &Path, cgroup2: Option<&Path>, socket: OwnedFd) -> Command {
-    let mut command = Command::new(program);
+fn command(options: &ZygoteOptions, socket: OwnedFd) -> Command {
+    let mut command = Command::new(&options.program);
     command.arg("zygote").env_clear().current_dir("/");
-    if let Some(path) = cgroup2 {
+    if let Some(path) = &options.cgroup2 {
         command.arg("--cgroup2").arg(path);
+    }
+    if let Some(tag) = &options.tag {
+        command.arg("--tag").arg(tag);
     }
     command.stdin(Stdio::from(socket)).stdout(Stdio::null());
     command

@@ -84,8 +84,9 @@ async fn hosted(
     store: &Path,
     mut stop: Stop,
 ) -> Result<Ended> {
+    let socket = records.join("garden.sock");
     let host = host::start(host::Options {
-        socket: records.join("garden.sock"),
+        socket: socket.clone(),
         runtime_dir: records.to_owned(),
         store: store.to_owned(),
         tag: Some(place.tag().to_owned()),
@@ -94,7 +95,7 @@ async fn hosted(
     });
     let host = host.await.context("starting a server for the run")?;
     let ended = tokio::select! {
-        report = scale(args, place, host.client().clone()) => report.map(Ended::Measured),
+        report = scale(args, place, Client::new(&socket)) => report.map(Ended::Measured),
         code = stop.wait() => Ok(Ended::Stopped(code)),
     };
     // With the instances that were under way; what fails is left to the place's own removal.
