@@ -255,7 +255,13 @@ impl Supervisor {
             seccomp: &self.seccomp,
             init: self.init.as_fd(),
         };
-        let report = fork_worker(|report| worker::main(&inputs, report))?;
+        let group = start
+            .descriptors
+            .iter()
+            .zip(&descriptors)
+            .find(|(role, _)| **role == Role::CgroupDirectory)
+            .map(|(_, fd)| fd.as_fd());
+        let report = fork_worker(group, |report| worker::main(&inputs, report))?;
         // Only what the shim keeps stays open here: the process's own ends must close with it.
         self.pending.push(Pending {
             report,
@@ -277,7 +283,9 @@ impl Supervisor {
             .first()
             .ok_or_else(|| other("no stream to unpack"))?;
         let namespaces = &self.namespaces;
-        let report = fork_worker(|report| unpack::main(request, stream, namespaces, report))?;
+        let report = fork_worker(None, |report| {
+            unpack::main(request, stream, namespaces, report)
+        })?;
         self.pending.push(Pending {
             report,
             connection,
@@ -561,10 +569,15 @@ fn unknown(id: &str) -> Failure {
     }
 }
 
-/// Forks a worker; returns the end of the socket on which its report will come.
-fn fork_worker(work: impl FnOnce(BorrowedFd<'_>)) -> Result<OwnedFd> {
+/// Forks a worker, into a cgroup if one is given; returns the end of the socket on which its
+/// report will come.
+fn fork_worker(
+    group: Option<BorrowedFd<'_>>,
+    work: impl FnOnce(BorrowedFd<'_>),
+) -> Result<OwnedFd> {
     let (ours, theirs) = garden_wire::socket_pair().step("cannot make a socket pair")?;
-    match sys::fork().step("cannot fork a worker")? {
+    let forked = group.map_or_else(sys::fork, sys::fork_into);
+    match forked.step("cannot fork a worker")? {
         sys::Fork::Child => {
             drop(ours);
             work(theirs.as_fd());

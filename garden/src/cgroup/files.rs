@@ -152,21 +152,24 @@ pub(super) fn weight_of_shares(shares: u64) -> u64 {
     weight.clamp(1, 10_000)
 }
 
-/// Opens the file by which a process moves itself into this group, by writing `0`.
+/// Opens the file by which a process moves itself into this v1 group, by writing `0`.
 ///
-/// v1's `tasks` instead of `cgroup.procs`: moving only the calling thread, which here is the
-/// whole process, skips a lock that every fork on the host takes.
-pub(super) fn open_join(hierarchy: &Hierarchy, path: &Path) -> Result<OwnedFd, CgroupError> {
-    let file = path.join(if hierarchy.unified {
-        "cgroup.procs"
-    } else {
-        "tasks"
-    });
+/// `tasks` instead of `cgroup.procs`: moving only the calling thread, which here is the whole
+/// process, skips a lock that every fork on the host takes.
+pub(super) fn open_tasks(path: &Path) -> Result<OwnedFd, CgroupError> {
+    let file = path.join("tasks");
     OpenOptions::new()
         .write(true)
         .open(&file)
         .map(OwnedFd::from)
         .map_err(failed("open", &file))
+}
+
+/// Opens a v2 group for a process to be born in.
+pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, CgroupError> {
+    File::open(path)
+        .map(OwnedFd::from)
+        .map_err(failed("open", path))
 }
 
 /// Opens the file with the `oom_kill` counter.

@@ -12,9 +12,10 @@
 //! controllers, gives what v1 lacks: killing a whole group at once and knowing when it is empty.
 //!
 //! Garden writes these files itself: they are on the path of every create and every exit.
-//! A process joins as its own last step before it becomes the user's program, through the open
-//! files of [`Group::joins`]; so limits neither slow nor count the set-up. All calls here block
-//! (a removal may wait for the kernel): run them on worker threads.
+//! A process joins v1 groups as its own last step before it becomes the user's program, through the
+//! open files of [`Group::joins`], so that limits neither slow nor count its set-up. Into a v2 group
+//! it is born ([`Group::directory`]): moving there later would wait for an RCU grace period. All
+//! calls here block (a removal may wait for the kernel): run them on worker threads.
 
 mod files;
 mod host;
@@ -72,12 +73,26 @@ pub enum Place<'a> {
 }
 
 /// A group that was made: what a process needs to be in it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Group {
-    /// Files to write `0` into, each of which moves the writer into one hierarchy.
+    /// Files to write `0` into, each of which moves the writer into one v1 hierarchy.
     pub joins: Vec<OwnedFd>,
+    /// The directory of its cgroup v2 group, for a process to be born in.
+    pub directory: Option<OwnedFd>,
     /// The file with its `oom_kill` counter, where the host counts.
     pub oom: Option<OwnedFd>,
+}
+
+impl Group {
+    /// Adds the way into one hierarchy.
+    fn enter(&mut self, hierarchy: &Hierarchy, path: &Path) -> Result<(), CgroupError> {
+        if hierarchy.unified {
+            self.directory = Some(files::open_directory(path)?);
+        } else {
+            self.joins.push(files::open_tasks(path)?);
+        }
+        Ok(())
+    }
 }
 
 /// Which processes may use which devices (v1 `devices` hierarchy): shared by all containers of
@@ -156,10 +171,7 @@ impl Cgroups {
         limits: &Limits,
         devices: Devices,
     ) -> Result<Group, CgroupError> {
-        let mut group = Group {
-            joins: Vec::new(),
-            oom: None,
-        };
+        let mut group = Group::default();
         for hierarchy in self.hierarchies.per_group() {
             let path = hierarchy.path.join(relative);
             files::make(&path)?;
@@ -167,23 +179,16 @@ impl Cgroups {
             if group.oom.is_none() && hierarchy.has("memory") {
                 group.oom = files::open_oom_counter(hierarchy, &path);
             }
-            group.joins.push(match (place, hierarchy.unified) {
-                (Place::Container(_), true) => {
-                    files::delegate(&path);
-                    let leaf = path.join("init");
-                    files::make_new(&leaf)?;
-                    files::open_join(hierarchy, &leaf)?
-                }
-                _ => files::open_join(hierarchy, &path)?,
-            });
+            if matches!(place, Place::Container(_)) && hierarchy.unified {
+                files::delegate(&path);
+                let leaf = path.join("init");
+                files::make_new(&leaf)?;
+                group.enter(hierarchy, &leaf)?;
+            } else {
+                group.enter(hierarchy, &path)?;
+            }
         }
-        if let Some(hierarchy) = self.hierarchies.devices() {
-            let path = hierarchy
-                .path
-                .join(&self.parent)
-                .join(files::devices_group(devices));
-            group.joins.push(files::open_join(hierarchy, &path)?);
-        }
+        self.restrict_devices(&mut group, devices)?;
         Ok(group)
     }
 
@@ -201,10 +206,7 @@ impl Cgroups {
     /// When the group is gone.
     pub fn open_container(&self, container: &str, devices: Devices) -> Result<Group, CgroupError> {
         let relative = self.relative(&Place::Container(container));
-        let mut group = Group {
-            joins: Vec::new(),
-            oom: None,
-        };
+        let mut group = Group::default();
         for hierarchy in self.hierarchies.per_group() {
             let path = hierarchy.path.join(&relative);
             if group.oom.is_none() && hierarchy.has("memory") {
@@ -215,16 +217,19 @@ impl Cgroups {
             } else {
                 path
             };
-            group.joins.push(files::open_join(hierarchy, &leaf)?);
+            group.enter(hierarchy, &leaf)?;
         }
-        if let Some(hierarchy) = self.hierarchies.devices() {
-            let path = hierarchy
-                .path
-                .join(&self.parent)
-                .join(files::devices_group(devices));
-            group.joins.push(files::open_join(hierarchy, &path)?);
-        }
+        self.restrict_devices(&mut group, devices)?;
         Ok(group)
+    }
+
+    /// Adds the shared group that restricts devices, where the host has them in v1.
+    fn restrict_devices(&self, group: &mut Group, devices: Devices) -> Result<(), CgroupError> {
+        if let Some(hierarchy) = self.hierarchies.devices() {
+            let parent = hierarchy.path.join(&self.parent);
+            group.enter(hierarchy, &parent.join(files::devices_group(devices)))?;
+        }
+        Ok(())
     }
 
     /// Writes the limits that would have slowed the set-up: the CPU share.
@@ -348,7 +353,7 @@ mod tests {
             .0
             .create(&place, &limits, Devices::Unprivileged)
             .unwrap();
-        assert!(!group.joins.is_empty());
+        assert!(!group.joins.is_empty() || group.directory.is_some());
         assert!(
             cgroups
                 .0

@@ -42,6 +42,9 @@ impl Passed {
         for file in group.joins {
             self.add(Role::Cgroup, file);
         }
+        if let Some(directory) = group.directory {
+            self.add(Role::CgroupDirectory, directory);
+        }
         if let Some(counter) = group.oom {
             self.add(Role::OomCounter, counter);
         }

@@ -143,9 +143,12 @@ impl Manager {
         let services = self.services();
         let privileged = record.spec.privileged;
         let (rootfs, group, connected) = tokio::join!(
-            services.make_rootfs(&record.instance, image, privileged, false),
-            make_group(services, record),
-            spawn_shim(services, handle, &dir),
+            stage(
+                "rootfs",
+                services.make_rootfs(&record.instance, image, privileged, false)
+            ),
+            stage("cgroup", make_group(services, record)),
+            stage("shim", spawn_shim(services, handle, &dir)),
         );
         let (shim, events) = connected?;
         let (rootfs, group) = (rootfs?, group?);
@@ -157,9 +160,8 @@ impl Manager {
             INIT.to_owned(),
             "/tmp/garden-init".to_owned(),
         ))?;
-        let pid = self
-            .start_init(handle, record, &shim, rootfs, group)
-            .await?;
+        let started = self.start_init(handle, record, &shim, rootfs, group);
+        let pid = stage("init", started).await?;
         let root = open_root(pid)?;
         let cgroups = services.cgroups.clone();
         let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
@@ -202,9 +204,7 @@ impl Manager {
             .try_clone()
             .map_err(|error| Error::host("cannot duplicate the root filesystem's mount", error))?;
         passed.add(Role::Rootfs, mount);
-        for file in group.joins {
-            passed.add(Role::Cgroup, file);
-        }
+        passed.add_group(group);
         let hostname = peas::hostname(handle);
         let input = ContainerInput {
             privileged,
@@ -246,6 +246,18 @@ impl Manager {
             tracing::warn!(%handle, "the undo of a failed create goes on in the background");
         }
     }
+}
+
+/// Tells how long a stage took.
+async fn stage<T>(stage: &'static str, work: impl Future<Output = T>) -> T {
+    let begun = Instant::now();
+    let value = work.await;
+    tracing::debug!(
+        stage,
+        duration_us = begun.elapsed().as_micros(),
+        "stage of a create"
+    );
+    value
 }
 
 async fn make_group(services: &Arc<Services>, record: &ContainerRecord) -> Result<Group, Error> {

@@ -128,6 +128,8 @@ pub enum Role {
     },
     /// A cgroup file to write `0` into, so that the writer joins (v1 `tasks`).
     Cgroup,
+    /// The directory of a cgroup v2 group to be born in. At most one.
+    CgroupDirectory,
     /// The process's end of a standard stream: 0, 1 or 2.
     Stream(u8),
     /// The other end of a standard stream, kept by the shim while the server may be gone.
