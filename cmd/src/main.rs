@@ -51,13 +51,6 @@ enum Verb {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(matches!(cli.verb, Verb::Server(_)));
-    if let Verb::Scale(args) = &cli.verb {
-        // It forks its measuring half before there is any thread.
-        return match scale::run(args) {
-            Ok(code) => ExitCode::from(code),
-            Err(error) => failure::report(&error),
-        };
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -86,8 +79,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Pea(verb) => pea::run(&target, verb).await,
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,
-        // Done before the runtime was made.
-        Verb::Scale(_) => Ok(0),
+        Verb::Scale(args) => scale::run(args).await,
         Verb::Server(args) => server::run(&target, args).await,
     }
 }

@@ -1,7 +1,7 @@
 //! The images that tests run, made on the fly from this host's static busybox.
 //!
 //! Every image is a path or an URI that `--image` takes. Each world makes its own, below its own
-//! directory, so that no test sees another's.
+//! directory, so that no test sees another's. What is made twice is written once.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -77,6 +77,10 @@ impl Images {
     /// A file of these bytes, whatever they are.
     pub fn bytes(&self, name: &str, content: &[u8]) -> Result<String> {
         let path = self.directory.join(name);
+        if fs::read(&path).is_ok_and(|there| there == content) {
+            // The same file: a store need not look at it again.
+            return text(&path);
+        }
         File::create(&path)
             .and_then(|mut file| file.write_all(content))
             .with_context(|| format!("writing {}", path.display()))?;

@@ -1,7 +1,8 @@
 //! Which processes of the host carry a test's tag.
 //!
 //! A process belongs to a test when its environment, its command line or one of its cgroups names
-//! the tag: the environment finds servers and what they start, the cgroup what runs in containers.
+//! the tag: the environment finds servers and clients, the cgroup what runs in containers. The
+//! supervisors of containers have none of these; they have files open in the test's directory.
 //! Processes come and go while they are looked at, so whatever cannot be read is not there.
 
 use std::fs;
@@ -37,6 +38,19 @@ fn carries(pid: i32, tag: &str) -> bool {
     ["environ", "cmdline", "cgroup"].iter().any(|file| {
         fs::read(format!("/proc/{pid}/{file}"))
             .is_ok_and(|content| contains(&content, tag.as_bytes()))
+    }) || has_open(pid, tag)
+}
+
+/// Whether it is one of Garden's own (other programs may look into a test's directory, too) and has
+/// a file open below a directory of this name, there or gone.
+fn has_open(pid: i32, tag: &str) -> bool {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if !comm.starts_with("garden") && !comm.starts_with("gn:") {
+        return false;
+    }
+    let files = fs::read_dir(format!("/proc/{pid}/fd"));
+    files.into_iter().flatten().flatten().any(|file| {
+        fs::read_link(file.path()).is_ok_and(|target| target.to_string_lossy().contains(tag))
     })
 }
 

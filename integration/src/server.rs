@@ -102,7 +102,7 @@ impl<'w> Server<'w> {
     }
 
     /// The number of files that it has open; 0 when it does not run.
-    pub(crate) fn open_files(&self) -> usize {
+    pub fn open_files(&self) -> usize {
         self.child
             .as_ref()
             .map_or(0, |child| proc::open_files(child.id().cast_signed()))

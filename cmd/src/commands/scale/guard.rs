@@ -11,22 +11,26 @@ use rustix::fd::{AsFd, BorrowedFd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::blocking;
 use super::place::{self, Place};
 
 /// Runs the measuring process to its end; returns its exit code.
-pub(super) fn run() -> Result<u8> {
-    place::remove_stale();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let place = Place::claim()?;
-    let status = runtime.block_on(supervise(&place));
-    place.remove();
+pub(super) async fn run() -> Result<u8> {
+    let place = blocking(|| {
+        place::remove_stale();
+        Place::claim()
+    });
+    let place = place.await??;
+    let status = supervise(&place).await;
+    blocking(move || place.remove()).await?;
     let status = status?;
     if let Some(signal) = status.signal() {
         bail!("the measuring process was ended by signal {signal}");
     }
-    Ok(status.code().map_or(1, |code| code as u8))
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(u8::MAX))
 }
 
 async fn supervise(place: &Place) -> Result<ExitStatus> {

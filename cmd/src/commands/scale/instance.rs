@@ -4,7 +4,7 @@
 //! records its stages.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -55,10 +55,10 @@ pub(super) struct Healthy {
 struct Check {
     pea: ProcessId,
     code: i32,
-    /// When its last output arrived: it has nothing left to do but to end.
-    last_output: Instant,
     /// When its exit code arrived.
     replied: Instant,
+    /// When it read the clock, as the last thing it did; only if it succeeded.
+    ended: Option<Instant>,
 }
 
 impl Common {
@@ -89,8 +89,6 @@ impl Common {
         let last = loop {
             let check = self.check(&handle).await.context("checking")?;
             checks += 1;
-            let (end, reply) = (check.last_output, check.replied);
-            self.record.add(number, Stage::ExitToReply, end, reply);
             if check.code == 0 {
                 break check;
             }
@@ -99,6 +97,10 @@ impl Common {
             }
             tokio::time::sleep(PAUSE).await;
         };
+        if let Some(ended) = last.ended {
+            self.record
+                .add(number, Stage::ExitToReply, ended, last.replied);
+        }
         self.record.add(number, Stage::Check, running, last.replied);
         Ok(Healthy {
             handle,
@@ -120,16 +122,16 @@ impl Common {
         Ok(handle)
     }
 
-    /// Asks the app for a file, in a pea. The pea waits for a line before it starts, so that its
-    /// output is being read by then: else its end could be seen before its last output.
+    /// Asks the app for a file, in a pea. One that gets it becomes `adjtimex`, which tells the
+    /// time to the microsecond (without a right to set it) and ends at once. That is the moment
+    /// from which the exit is timed: a reading here, of when output arrives, would be late by
+    /// whatever else this process has to do.
     async fn check(&self, handle: &Handle) -> Result<Check> {
-        let script = format!(
-            "read line; wget -q -O /dev/null http://{PORT}/start.txt; code=$?; echo done; exit $code"
-        );
+        let ask = format!("wget -q -O /dev/null http://{PORT}/start.txt || exit 1; exec adjtimex");
         let spec = ProcessSpec {
             id: Some(ProcessId::generate()),
             path: "/bin/sh".to_owned(),
-            args: vec!["-c".to_owned(), script],
+            args: vec!["-c".to_owned(), ask],
             user: Some("vcap".to_owned()),
             image: Some(image(&self.checker)),
             ..ProcessSpec::default()
@@ -139,17 +141,27 @@ impl Common {
             stderr: false,
         };
         let mut pea = self.client.run(handle, &spec, wanted).await?;
-        let mut stdout = pea.stdout.take().context("a pea without output")?;
-        pea.input().write(Bytes::from_static(b"go\n")).await;
-        let mut text = [0; "done\n".len()];
-        stdout.read_exact(&mut text).await.context("its output")?;
-        let last_output = Instant::now();
         let code = pea.wait().await?;
+        let (replied, now) = (Instant::now(), SystemTime::now());
+        let mut stdout = pea.stdout.take().context("a pea without output")?;
+        let mut text = String::new();
+        stdout
+            .read_to_string(&mut text)
+            .await
+            .context("its output")?;
+        let ended = match clock(&text) {
+            // A clock that was set back meanwhile would make it later than now.
+            Some(clock) => replied.checked_sub(now.duration_since(clock).unwrap_or_default()),
+            None => None,
+        };
+        if code == 0 && ended.is_none() {
+            bail!("busybox's adjtimex did not tell the time: {text:?}");
+        }
         Ok(Check {
             pea: pea.id.clone(),
             code,
-            last_output,
-            replied: Instant::now(),
+            replied,
+            ended,
         })
     }
 
@@ -162,7 +174,7 @@ impl Common {
         };
         let mut pending = self.pending.clone();
         let asked = pending.wait_for(gone).await?.asked;
-        let start = check.last_output;
+        let start = check.ended.unwrap_or(check.replied);
         self.record.add(number, Stage::Teardown, start, asked);
         Ok(())
     }
@@ -202,5 +214,30 @@ fn image(uri: &str) -> ImageRef {
     ImageRef {
         uri: uri.to_owned(),
         ..ImageRef::default()
+    }
+}
+
+/// The time in what busybox's `adjtimex` prints.
+fn clock(text: &str) -> Option<SystemTime> {
+    let field = |name: &str| {
+        let value = text.lines().find_map(|line| line.trim().strip_prefix(name));
+        value?.trim().parse::<u64>().ok()
+    };
+    let seconds = Duration::from_secs(field("time.tv_sec:")?);
+    let rest = Duration::from_micros(field("time.tv_usec:")?);
+    Some(SystemTime::UNIX_EPOCH + seconds + rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_of_a_check() {
+        let text =
+            "-t  tick:         10000 us\n    time.tv_sec:  1700000000\n    time.tv_usec: 436846\n";
+        let expected = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_436_846);
+        assert_eq!(clock(text), Some(expected));
+        assert_eq!(clock("done"), None);
     }
 }

@@ -21,7 +21,8 @@ use super::instance::{Common, Healthy, Pending};
 use super::place::Place;
 use super::report::{Report, Setting};
 use super::stages::Record;
-use super::{Mode, ScaleArgs, Teardown, Unmount, images};
+use super::{Mode, ScaleArgs, Teardown, Unmount, blocking, images};
+use crate::commands::{print, print_json};
 use crate::host;
 
 /// How often the server is asked what it still has to clean up.
@@ -29,12 +30,16 @@ const SAMPLE: Duration = Duration::from_millis(10);
 const MEGABYTE: u64 = 1_000_000;
 
 /// Measures; returns the exit code.
-pub(super) fn run(args: &ScaleArgs, place: &Place) -> Result<u8> {
-    let outcome = in_place(args, place);
-    place.remove();
+pub(super) async fn run(args: ScaleArgs, place: Place) -> Result<u8> {
+    let outcome = in_place(&args, &place).await;
+    blocking(move || place.remove()).await?;
     match outcome? {
         Ended::Measured(report) => {
-            show(&report, args.json)?;
+            if args.json {
+                print_json(&report)?;
+            } else {
+                print(&report.text())?;
+            }
             Ok(0)
         }
         Ended::Stopped(code) => Ok(code),
@@ -47,20 +52,23 @@ enum Ended {
     Stopped(u8),
 }
 
-fn in_place(args: &ScaleArgs, place: &Place) -> Result<Ended> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    let records = Mounted::runtime_directory(place)?;
-    let disk = match args.disk_mbps {
-        Some(speed) => Some(Mounted::disk(place, disk_size(args), speed)?),
-        None => None,
-    };
+async fn in_place(args: &ScaleArgs, place: &Place) -> Result<Ended> {
+    // Before anything is there that a signal would leave behind.
+    let stop = Stop::listen()?;
+    let (mount, speed, size) = (place.clone(), args.disk_mbps, disk_size(args));
+    let mounted = blocking(move || -> Result<_> {
+        let records = Mounted::runtime_directory(&mount)?;
+        let disk = speed.map(|speed| Mounted::disk(&mount, size, speed));
+        Ok((records, disk.transpose()?))
+    });
+    let (records, disk) = mounted.await??;
     let store = match &disk {
         Some(disk) => disk.path().join("store"),
         None => place.join("store"),
     };
-    runtime.block_on(hosted(args, place, records.path(), &store))
+    let ended = hosted(args, place, records.path(), &store, stop).await;
+    blocking(move || drop((records, disk))).await?;
+    ended
 }
 
 /// Room for every app twice, as a tar and unpacked, and for what else there is. Only what is
@@ -69,30 +77,35 @@ fn disk_size(args: &ScaleArgs) -> u64 {
     (u64::from(args.instances) * u64::from(args.app_mb) * 2 + 4_000) * MEGABYTE
 }
 
-async fn hosted(args: &ScaleArgs, place: &Place, records: &Path, store: &Path) -> Result<Ended> {
-    let mut stop = Stop::listen()?;
+async fn hosted(
+    args: &ScaleArgs,
+    place: &Place,
+    records: &Path,
+    store: &Path,
+    mut stop: Stop,
+) -> Result<Ended> {
+    let socket = records.join("garden.sock");
     let host = host::start(host::Options {
-        socket: records.join("garden.sock"),
+        socket: socket.clone(),
         runtime_dir: records.to_owned(),
         store: store.to_owned(),
         tag: Some(place.tag().to_owned()),
         inline_teardown: args.teardown == Teardown::Inline,
         sync_unmount: args.unmount == Unmount::Sync,
-    })
-    .await
-    .context("starting a server for the run")?;
-    let client = Client::new(records.join("garden.sock"));
+    });
+    let host = host.await.context("starting a server for the run")?;
     let ended = tokio::select! {
-        report = scale(args, place, client) => report.map(Ended::Measured),
+        report = scale(args, place, Client::new(&socket)) => report.map(Ended::Measured),
         code = stop.wait() => Ok(Ended::Stopped(code)),
     };
-    // Also the containers of instances that were under way.
+    // With the instances that were under way; what fails is left to the place's own removal.
     host.stop_and_destroy().await;
     ended
 }
 
 async fn scale(args: &ScaleArgs, place: &Place, client: Client) -> Result<Report> {
-    let (image, checker, app) = prepare(args, place)?;
+    let (wanted, own) = (args.clone(), place.clone());
+    let (image, checker, app) = blocking(move || prepare(&wanted, &own)).await??;
     let (sender, pending) = watch::channel(Pending {
         asked: Instant::now(),
         peas: Vec::new(),
@@ -210,16 +223,6 @@ fn setting(args: &ScaleArgs) -> Setting {
         },
         disk_mbps: args.disk_mbps,
     }
-}
-
-#[expect(clippy::print_stdout, reason = "the report is what the verb is for")]
-fn show(report: &Report, json: bool) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(report)?);
-    } else {
-        print!("{}", report.text());
-    }
-    Ok(())
 }
 
 /// What ends a run early.

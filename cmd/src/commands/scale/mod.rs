@@ -18,11 +18,13 @@ mod report;
 mod stages;
 mod throttle;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
-/// Flags of `garden scale`.
+/// Measure what it costs to bring up many instances of an app at once
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:
+  garden scale --instances 9 --app-mb 100 --disk-mbps 100")]
 pub(crate) struct ScaleArgs {
     /// How many instances are brought up at the same time
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=500))]
@@ -81,13 +83,23 @@ enum Unmount {
 ///
 /// # Errors
 /// When the run could not be set up, or an instance failed.
-pub(crate) fn run(args: &ScaleArgs) -> Result<u8> {
+pub(crate) async fn run(args: ScaleArgs) -> Result<u8> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "garden scale needs root: it runs containers and mounts a disk"
     );
     match &args.measure {
-        Some(tag) => measure::run(args, &place::Place::of(tag)),
-        None => guard::run(),
+        Some(tag) => {
+            let place = place::Place::of(tag);
+            measure::run(args, place).await
+        }
+        None => guard::run().await,
     }
+}
+
+/// Runs what blocks for long (mounts, removals, the making of images) beside the async tasks.
+async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(run)
+        .await
+        .context("a step on the host")
 }

@@ -20,9 +20,9 @@ pub(super) enum Stage {
     Run,
     /// Health checks: from the app's start to the first that succeeded.
     Check,
-    /// A check's last output to its client's knowledge of the exit.
+    /// From the last thing that a check did to its client's knowledge of the exit.
     ExitToReply,
-    /// A check's last output to the end of everything that cleans up behind it.
+    /// From there to the end of everything that cleans up behind it, to within 10 ms.
     Teardown,
     /// The container is destroyed: from the request to the reply.
     Destroy,
