@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use garden_wire::ExitRecord;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -348,6 +349,11 @@ impl ContainerDir {
             .filter_map(|name| read_json(self.processes.as_fd(), name))
             .filter(|record: &ProcessRecord| record.version == VERSION)
             .collect()
+    }
+
+    /// Reads how a process has ended, if its supervisor has said so.
+    pub fn read_exit(&self, instance: &str) -> Option<ExitRecord> {
+        read_json(self.processes.as_fd(), &ExitRecord::file_name(instance))
     }
 
     /// Removes a process's records. Missing ones are no error.

@@ -31,6 +31,10 @@ use exits::Exits;
 use peas::PodHost;
 use process::ProcessEntry;
 
+/// Ended processes and peas that can still be attached to, per container: a health check a second
+/// must not fill the memory.
+const ENDED_KEPT: usize = 100;
+
 /// A container.
 pub(crate) struct Container {
     pub(crate) handle: Handle,
@@ -142,6 +146,13 @@ impl Container {
             return Err(Error::ProcessIdInUse(entry.id.clone()));
         }
         processes.insert(entry.id.clone(), Arc::clone(entry));
+        let forgotten = oldest_ended(&processes);
+        for id in &forgotten {
+            // A pea's records are its teardown's to remove.
+            if let Some(old) = processes.remove(id).filter(|old| !old.pea) {
+                self.dir.remove_process(&old.instance);
+            }
+        }
         Ok(())
     }
 
@@ -165,6 +176,20 @@ impl Container {
     pub(crate) fn processes(&self) -> Vec<Arc<ProcessEntry>> {
         lock(&self.processes).values().cloned().collect()
     }
+}
+
+/// The ended processes that are to be forgotten, so that not more than [`ENDED_KEPT`] stay.
+fn oldest_ended(processes: &HashMap<ProcessId, Arc<ProcessEntry>>) -> Vec<ProcessId> {
+    let mut ended: Vec<_> = processes
+        .values()
+        .filter_map(|entry| entry.ended_at().map(|at| (at, entry.id.clone())))
+        .collect();
+    if ended.len() <= ENDED_KEPT {
+        return Vec::new();
+    }
+    ended.sort_unstable_by_key(|(at, _)| *at);
+    ended.truncate(ended.len() - ENDED_KEPT);
+    ended.into_iter().map(|(_, id)| id).collect()
 }
 
 /// Hands a supervisor's events on, until it is gone.

@@ -1,6 +1,7 @@
 //! A process or a pea as its users see it: streams, control, exit.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
@@ -30,6 +31,7 @@ pub(crate) struct ProcessEntry {
     pub(crate) path: String,
     running: OnceLock<Running>,
     exit: watch::Sender<Option<Exit>>,
+    ended_at: OnceLock<Instant>,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,7 @@ impl ProcessEntry {
             path,
             running: OnceLock::new(),
             exit,
+            ended_at: OnceLock::new(),
         })
     }
 
@@ -65,7 +68,28 @@ impl ProcessEntry {
                 running.streams.stderr.drain()
             );
         }
+        let _ = self.ended_at.set(Instant::now());
         self.exit.send_replace(Some(exit));
+        // Nobody reads it any more; whoever writes has not noticed yet.
+        if let Some(stdin) = self
+            .running
+            .get()
+            .and_then(|running| running.streams.stdin.as_ref())
+        {
+            stdin.close();
+        }
+    }
+
+    /// Waits until nothing more can come out of it, which a grandchild may put off.
+    pub(crate) async fn output_over(&self) {
+        if let Some(running) = self.running.get() {
+            tokio::join!(running.streams.stdout.over(), running.streams.stderr.over());
+        }
+    }
+
+    /// When its exit was told.
+    pub(crate) fn ended_at(&self) -> Option<Instant> {
+        self.ended_at.get().copied()
     }
 
     /// Whether its exit has been told.
@@ -91,13 +115,23 @@ impl ProcessEntry {
 
     /// Another attachment: gets all output from now on. `None` before it runs.
     pub(crate) fn attach(self: &Arc<Self>, shim: &Shim) -> Option<Attachment> {
-        let running = self.running.get()?;
         let (control, wishes) = mpsc::channel(CONTROL_QUEUE);
-        tokio::spawn(obey(Arc::clone(self), shim.clone(), wishes));
+        let (stdout, stderr) = match self.running.get() {
+            Some(running) => {
+                tokio::spawn(obey(Arc::clone(self), shim.clone(), wishes));
+                (
+                    running.streams.stdout.subscribe(),
+                    running.streams.stderr.subscribe(),
+                )
+            }
+            // It ended before this server was started: there is only its exit to tell.
+            None if self.ended() => (mpsc::channel(1).1, mpsc::channel(1).1),
+            None => return None,
+        };
         Some(Attachment {
             id: self.id.clone(),
-            stdout: running.streams.stdout.subscribe(),
-            stderr: running.streams.stderr.subscribe(),
+            stdout,
+            stderr,
             control,
             exit: self.exit.subscribe(),
         })

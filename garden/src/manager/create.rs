@@ -205,6 +205,19 @@ impl Manager {
             .map_err(|error| Error::host("cannot duplicate the root filesystem's mount", error))?;
         passed.add(Role::Rootfs, mount);
         passed.add_group(group);
+        // Not the supervisor's: its standard error is the server's log.
+        let null = rustix::fs::open(
+            "/dev/null",
+            rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(|errno| Error::host("cannot open /dev/null", std::io::Error::from(errno)))?;
+        for number in 0..3 {
+            let copy = null
+                .try_clone()
+                .map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
+            passed.add(Role::Stream(number), copy);
+        }
         let hostname = peas::hostname(handle);
         let input = ContainerInput {
             privileged,

@@ -15,10 +15,10 @@ use garden_wire::{Kind, ProcessState};
 use tokio::sync::watch;
 
 use super::create::{INIT, open_root};
-use super::run::{exit_of, follow_pea};
+use super::run::{exit_of, follow_exec, follow_pea};
 use super::{Manager, cleaner};
 use crate::cgroup::Place;
-use crate::container::exits::{self, Exits};
+use crate::container::exits::Exits;
 use crate::container::peas::{self, PeaProcess};
 use crate::container::process::ProcessEntry;
 use crate::container::{Container, launch};
@@ -155,6 +155,20 @@ impl Manager {
             return;
         }
         let Some(state) = state else {
+            if let Some(record) = container.dir.read_exit(&process.instance)
+                && !process.pea
+            {
+                // It has ended, and its supervisor was told to forget it.
+                let entry = ProcessEntry::new(
+                    process.id.clone(),
+                    process.instance.clone(),
+                    false,
+                    process.path.clone(),
+                );
+                entry.announce(exit_of(&record)).await;
+                let _ = container.reserve(&entry);
+                return;
+            }
             // It was about to be started when the server died.
             container.exits.forget(&process.instance);
             if process.pea {
@@ -185,11 +199,7 @@ impl Manager {
         if state.kind == Kind::Pea {
             self.adopt(container, &entry, &process, state.pid, exit);
         } else {
-            tokio::spawn(async move {
-                if let Some(record) = exits::wait(exit).await {
-                    entry.announce(exit_of(&record)).await;
-                }
-            });
+            follow_exec(container, &entry, exit);
         }
     }
 

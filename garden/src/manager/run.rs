@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use garden_peas::parts::{Order, PeaName};
 use garden_peas::{Pea, RunError};
 use garden_wire::{ExitRecord, Kind};
+use tokio::sync::watch;
 
 use super::Manager;
 use crate::bundle::{self, ProcessInput};
@@ -136,13 +137,26 @@ async fn start_exec(
         (None, None) => return Err(Error::host("cannot run the process", "no terminal came")),
     };
     entry.started(pid, streams);
+    follow_exec(container, entry, exit);
+    Ok(())
+}
+
+/// Announces a process's exit, and lets its supervisor forget it when nothing more can come of it.
+pub(super) fn follow_exec(
+    container: &Arc<Container>,
+    entry: &Arc<ProcessEntry>,
+    exit: watch::Receiver<Option<ExitRecord>>,
+) {
     let entry = Arc::clone(entry);
+    let shim = container.shim.clone();
     tokio::spawn(async move {
         if let Some(record) = exits::wait(exit).await {
             entry.announce(exit_of(&record)).await;
+            entry.output_over().await;
+            // Its record on file stays, for a server that restarts.
+            let _ = shim.forget(&entry.instance).await;
         }
     });
-    Ok(())
 }
 
 /// Looks the user up in the container and opens its cgroup: one trip to a worker thread.

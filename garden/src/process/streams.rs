@@ -44,6 +44,8 @@ struct State {
     exited: bool,
     /// What was readable when it ended has been handed on, or the stream has ended.
     drained: bool,
+    /// The stream has ended.
+    over: bool,
 }
 
 impl Output {
@@ -100,7 +102,16 @@ impl Output {
         audience.over = true;
         audience.members.clear();
         drop(audience);
-        self.state.send_modify(|state| state.drained = true);
+        self.state.send_modify(|state| {
+            state.drained = true;
+            state.over = true;
+        });
+    }
+
+    /// Waits for the end of the stream.
+    pub(crate) async fn over(&self) {
+        // The sender is part of this value: it cannot be gone.
+        let _ = self.state.subscribe().wait_for(|state| state.over).await;
     }
 
     async fn pump(&self, reader: &pipe::Receiver) {
