@@ -152,6 +152,7 @@ pub(super) fn follow_exec(
     tokio::spawn(async move {
         if let Some(record) = exits::wait(exit).await {
             entry.announce(exit_of(&record)).await;
+            log_exit(&entry, &record);
             entry.output_over().await;
             // Its record on file stays, for a server that restarts.
             let _ = shim.forget(&entry.instance).await;
@@ -231,8 +232,23 @@ pub(super) fn follow_pea(entry: &Arc<ProcessEntry>, pea: Pea<ExitRecord>) {
     tokio::spawn(async move {
         if let Ok(record) = pea.wait().await {
             entry.announce(exit_of(&record)).await;
+            log_exit(&entry, &record);
         }
     });
+}
+
+/// How long it took from the moment the supervisor reaped it until all attachments knew.
+fn log_exit(entry: &ProcessEntry, record: &ExitRecord) {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let exited = std::time::Duration::from_nanos(record.exited_at_ns);
+    let took = now.unwrap_or_default().saturating_sub(exited);
+    tracing::debug!(
+        process = %entry.id,
+        pea = entry.pea,
+        code = record.code,
+        duration_us = took.as_micros(),
+        "exit told"
+    );
 }
 
 pub(super) fn exit_of(record: &ExitRecord) -> Exit {
