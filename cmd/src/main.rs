@@ -18,7 +18,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{exec, inspect, ls, pea, rm, run, scale, server, stop, stream_in, teardown};
+use crate::commands::{
+    create, exec, inspect, ls, pea, rm, run, scale, server, stop, stream_in, teardown,
+};
 use crate::reach::Target;
 
 /// Runs and looks after containers and their sidecars ("peas").
@@ -34,6 +36,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::RunArgs),
+    Create(create::CreateArgs),
     Exec(exec::ExecArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
@@ -71,6 +74,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
     let target = cli.target;
     match cli.verb {
         Verb::Run(args) => run::run(&target, args).await,
+        Verb::Create(args) => create::run(&target, &args).await,
         Verb::Exec(args) => exec::run(&target, args).await,
         Verb::Ls(args) => ls::run(&target, &args).await,
         Verb::Inspect(args) => inspect::run(&target, &args).await,

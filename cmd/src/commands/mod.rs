@@ -1,5 +1,6 @@
 //! The verbs, one module each: its flags and what it does.
 
+pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod inspect;
 pub(crate) mod ls;

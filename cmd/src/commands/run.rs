@@ -6,13 +6,14 @@ use anyhow::{Result, bail};
 use clap::Args;
 use garden::client::{Client, Wanted};
 use garden::error::Error;
-use garden::model::{ContainerSpec, Handle, ImageRef, Limits, ProcessSpec};
+use garden::model::{Handle, ImageRef, ProcessSpec};
 use tokio::time::Instant;
 
+use super::create::ContainerArgs;
 use super::program;
 use crate::host::HostArgs;
 use crate::reach::Target;
-use crate::{streams, values};
+use crate::streams;
 
 /// Between two health checks.
 const CHECK_PAUSE: Duration = Duration::from_millis(100);
@@ -24,30 +25,14 @@ const CHECK_PAUSE: Duration = Duration::from_millis(100);
   garden run --image oci:///var/images/app:v1 --memory 64M --health-image probe.tar \\
       --health-cmd 'wget -q -O - http://127.0.0.1:8080/' -- /app/server")]
 pub(crate) struct RunArgs {
-    /// Root filesystem: a tar (plain, gzip, zstd), a directory, or oci:///PATH[:REF]
-    #[arg(long, value_name = "IMAGE")]
-    image: String,
-    /// Name of the container [default: a generated one]
-    #[arg(long, value_name = "NAME", value_parser = values::handle)]
-    name: Option<Handle>,
-    /// Environment of every process in the container; repeatable
-    #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
-    env: Vec<String>,
+    #[command(flatten)]
+    container: ContainerArgs,
     /// User: name, uid, uid:gid or name:group [default: root]
     #[arg(long, short, value_name = "USER")]
     user: Option<String>,
     /// Working directory, made when missing [default: the user's home]
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
-    /// Most memory, like 64M
-    #[arg(long, short, value_name = "SIZE", value_parser = values::size)]
-    memory: Option<u64>,
-    /// Most processes and threads
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pids: Option<u64>,
-    /// No user namespace, all capabilities, no seccomp filter
-    #[arg(long)]
-    privileged: bool,
     /// Image of the health check [default: the container's own]
     #[arg(long, value_name = "IMAGE", requires = "health_cmd")]
     health_image: Option<String>,
@@ -77,7 +62,7 @@ pub(crate) async fn run(target: &Target, args: RunArgs) -> Result<u8> {
 }
 
 async fn with(client: &Client, args: RunArgs) -> Result<u8> {
-    let spec = container(&args)?;
+    let spec = args.container.spec()?;
     let check = health(&args)?;
     // Signals count from here on: what is being made must be removed again.
     let interrupted = streams::interrupted();
@@ -98,21 +83,6 @@ async fn with(client: &Client, args: RunArgs) -> Result<u8> {
         }
         (Ok(_), Err(error)) => Err(error.into()),
     }
-}
-
-fn container(args: &RunArgs) -> Result<ContainerSpec> {
-    Ok(ContainerSpec {
-        handle: args.name.clone(),
-        image: Some(super::image(&args.image)?),
-        env: args.env.clone(),
-        privileged: args.privileged,
-        limits: Limits {
-            memory_bytes: args.memory,
-            pids: args.pids,
-            ..Limits::default()
-        },
-        ..ContainerSpec::default()
-    })
 }
 
 async fn process(
@@ -148,7 +118,8 @@ fn health(args: &RunArgs) -> Result<Option<ProcessSpec>> {
     let Some(command) = &args.health_cmd else {
         return Ok(None);
     };
-    let image: ImageRef = super::image(args.health_image.as_ref().unwrap_or(&args.image))?;
+    let image: ImageRef =
+        super::image(args.health_image.as_ref().unwrap_or(&args.container.image))?;
     if command.trim().is_empty() {
         bail!("the health check is empty: give a shell command with --health-cmd");
     }

@@ -1,0 +1,67 @@
+//! `garden create`: a container without a process yet.
+
+use anyhow::Result;
+use clap::Args;
+use garden::model::{ContainerSpec, Handle, Limits};
+
+use super::print;
+use crate::reach::Target;
+use crate::values;
+
+/// Create a container and print its name
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  garden create --image busybox.tar --name web --memory 64M")]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    container: ContainerArgs,
+}
+
+/// What a container is made from.
+#[derive(Debug, Args)]
+pub(crate) struct ContainerArgs {
+    /// Root filesystem: a tar (plain, gzip, zstd), a directory, or oci:///PATH[:REF]
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Name of the container [default: a generated one]
+    #[arg(long, value_name = "NAME", value_parser = values::handle)]
+    name: Option<Handle>,
+    /// Environment of every process in the container; repeatable
+    #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
+    env: Vec<String>,
+    /// Most memory, like 64M
+    #[arg(long, short, value_name = "SIZE", value_parser = values::size)]
+    memory: Option<u64>,
+    /// Most processes and threads
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pids: Option<u64>,
+    /// No user namespace, all capabilities, no seccomp filter
+    #[arg(long)]
+    privileged: bool,
+}
+
+impl ContainerArgs {
+    /// As the server wants it.
+    pub(crate) fn spec(&self) -> Result<ContainerSpec> {
+        Ok(ContainerSpec {
+            handle: self.name.clone(),
+            image: Some(super::image(&self.image)?),
+            env: self.env.clone(),
+            privileged: self.privileged,
+            limits: Limits {
+                memory_bytes: self.memory,
+                pids: self.pids,
+                ..Limits::default()
+            },
+            ..ContainerSpec::default()
+        })
+    }
+}
+
+/// Creates it.
+pub(crate) async fn run(target: &Target, args: &CreateArgs) -> Result<u8> {
+    let client = target.server().await?;
+    let handle = client.create(&args.container.spec()?).await?;
+    print(&format!("{handle}\n"))?;
+    Ok(0)
+}
