@@ -30,6 +30,8 @@ pub(super) struct Common {
     pub(super) image: String,
     /// The image of the peas that check.
     pub(super) checker: String,
+    /// What each of them writes first, in MB.
+    pub(super) check_mb: u16,
     /// The app as a tar, where it is streamed in.
     pub(super) app: Option<Bytes>,
     /// What waits to be cleaned up, looked at again and again.
@@ -127,7 +129,13 @@ impl Common {
     /// from which the exit is timed: a reading here, of when output arrives, would be late by
     /// whatever else this process has to do.
     async fn check(&self, handle: &Handle) -> Result<Check> {
-        let ask = format!("wget -q -O /dev/null http://{PORT}/start.txt || exit 1; exec adjtimex");
+        let write = match self.check_mb {
+            0 => String::new(),
+            // 1 MB is 10^6 bytes, as everywhere here.
+            mb => format!("dd if=/dev/zero of=/tmp/written bs=1000000 count={mb} 2>&- || exit 2; "),
+        };
+        let ask =
+            format!("wget -q -O /dev/null http://{PORT}/start.txt || exit 1; {write}exec adjtimex");
         let spec = ProcessSpec {
             id: Some(ProcessId::generate()),
             path: "/bin/sh".to_owned(),

@@ -74,7 +74,8 @@ async fn in_place(args: &ScaleArgs, place: &Place) -> Result<Ended> {
 /// Room for every app twice, as a tar and unpacked, and for what else there is. Only what is
 /// written takes room on the host.
 fn disk_size(args: &ScaleArgs) -> u64 {
-    (u64::from(args.instances) * u64::from(args.app_mb) * 2 + 4_000) * MEGABYTE
+    let each = u64::from(args.app_mb) * 2 + u64::from(args.check_mb);
+    (u64::from(args.instances) * each + 4_000) * MEGABYTE
 }
 
 async fn hosted(
@@ -116,6 +117,7 @@ async fn scale(args: &ScaleArgs, place: &Place, client: Client) -> Result<Report
         record: Record::start(),
         image,
         checker,
+        check_mb: args.check_mb,
         app,
         pending,
     };

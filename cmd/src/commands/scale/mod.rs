@@ -32,6 +32,9 @@ pub(crate) struct ScaleArgs {
     /// Size of the app, in MB (10^6 bytes)
     #[arg(long, value_name = "MB", default_value_t = 100)]
     app_mb: u16,
+    /// What each health check writes into its own root filesystem first, in MB
+    #[arg(long, value_name = "MB", default_value_t = 0)]
+    check_mb: u16,
     /// How the app gets into its container: streamed in, or as a layer of its image
     #[arg(long, value_enum, default_value_t = Mode::Stream)]
     mode: Mode,
