@@ -247,3 +247,14 @@ pub(crate) fn now_ms() -> u64 {
         .unwrap_or(Duration::ZERO);
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// The state of a process in the kernel's words (`D (disk sleep)`), for a person who wants to know
+/// why it does not end.
+pub(crate) fn process_state(pid: i32) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.map_or_else(
+        || "unknown (it may be gone by now)".to_owned(),
+        |text| text.trim().to_owned(),
+    )
+}

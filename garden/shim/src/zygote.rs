@@ -62,6 +62,10 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         ));
         return ExitCode::FAILURE;
     }
+    if let Err(failure) = seal_self() {
+        sys::log(&format!("garden-shim: {}", failure.message));
+        return ExitCode::FAILURE;
+    }
     let socket = match take_socket() {
         Ok(socket) => socket,
         Err(failure) => {
@@ -89,6 +93,47 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     serve(&socket, &prepared)
 }
 
+/// Goes on as a copy of this program in a sealed memory file, unless it is one already.
+///
+/// On its way into a container a process is for a moment this program, with `/proc/<pid>/exe`
+/// within reach of a privileged container's root, who is the host's: what it can open there it
+/// could write to later, and the next start would run what it wrote (CVE-2019-5736).
+fn seal_self() -> Result<()> {
+    const NAME: &str = "garden-shim";
+    let own = std::fs::read_link("/proc/self/exe").step("cannot find this program's file")?;
+    if own.to_string_lossy().starts_with("/memfd:") {
+        // The kernel has named the process after the memory file.
+        return std::fs::write("/proc/self/comm", NAME).step("cannot name this process");
+    }
+    let mut program =
+        std::fs::File::open("/proc/self/exe").step("cannot open this program's file")?;
+    let copy = sealed_copy(NAME, &mut program)?;
+    let strings = |texts: &mut dyn Iterator<Item = std::ffi::OsString>| {
+        texts
+            .map(|text| std::ffi::CString::new(text.into_encoded_bytes()))
+            .collect::<std::result::Result<Vec<_>, _>>()
+            .step("a zero byte on the command line")
+    };
+    let arguments = strings(&mut std::env::args_os())?;
+    let error = sys::execute_file(copy.as_fd(), &arguments, &[]);
+    Err(other(format!(
+        "cannot go on as a copy of this program: {error}"
+    )))
+}
+
+/// A memory file with the content of another file, that nobody can change any more.
+fn sealed_copy(name: &str, content: &mut dyn std::io::Read) -> Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = rustix::fs::memfd_create(name, flags)
+        .step(&format!("cannot make a memory file for {name}"))?;
+    let mut file = std::fs::File::from(file);
+    std::io::copy(content, &mut file).step(&format!("cannot copy {name}"))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o755)).step("cannot set its mode")?;
+    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals).step(&format!("cannot seal {name}"))?;
+    Ok(file.into())
+}
+
 /// Moves the socket away from standard input, which processes of containers will use.
 fn take_socket() -> Result<OwnedFd> {
     let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
@@ -106,24 +151,8 @@ fn prepare(options: &Options) -> Result<Prepared> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Ok(Prepared {
         seccomp: Rc::new(seccomp),
-        init: Rc::new(init_program()?),
+        init: Rc::new(sealed_copy("garden-init", &mut &*INIT_PROGRAM)?),
     })
-}
-
-/// The init program in a memory file that nobody, a container included, can change.
-fn init_program() -> Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = rustix::fs::memfd_create("garden-init", flags)
-        .step("cannot make a memory file for the init program")?;
-    let mut file = std::fs::File::from(file);
-    std::io::Write::write_all(&mut file, INIT_PROGRAM).step("cannot write the init program")?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o755)).step("cannot set its mode")?;
-    rustix::fs::fcntl_add_seals(
-        &file,
-        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
-    )
-    .step("cannot seal the init program")?;
-    Ok(file.into())
 }
 
 fn serve(socket: &OwnedFd, prepared: &Prepared) -> ExitCode {

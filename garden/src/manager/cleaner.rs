@@ -16,7 +16,7 @@ use crate::cgroup::Place;
 use crate::container::Container;
 use crate::depot::ContainerRecord;
 use crate::model::Handle;
-use crate::services::{Services, lock};
+use crate::services::{Services, lock, process_state};
 
 /// How long one attempt waits for killed processes to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
@@ -91,11 +91,8 @@ async fn kill(services: Arc<Services>, target: &Target) -> Result<(), StageError
 }
 
 fn kill_group(services: &Services, group: &Path) -> Result<(), StageError> {
-    let names: Vec<&str> = group.iter().filter_map(|name| name.to_str()).collect();
-    let place = match names.as_slice() {
-        [container] => Place::Container(container),
-        [container, pea] => Place::Nested { container, pea },
-        _ => return Ok(()),
+    let Some(place) = place_of(group) else {
+        return Ok(());
     };
     services
         .cgroups
@@ -112,23 +109,21 @@ fn kill_group(services: &Services, group: &Path) -> Result<(), StageError> {
                 "{} of {} processes do not end; pid {first} is in state {}",
                 group.display(),
                 left.len(),
-                state_of(*first)
+                process_state(*first)
             )));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// The state letter of a process, and what it means where that helps.
-fn state_of(pid: i32) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("State:"))
-        .map_or_else(
-            || "unknown (it may be gone by now)".to_owned(),
-            |text| text.trim().to_owned(),
-        )
+/// A group as its job names it: one or two names below the parent of all groups.
+fn place_of(group: &Path) -> Option<Place<'_>> {
+    let names: Vec<&str> = group.iter().filter_map(|name| name.to_str()).collect();
+    match names.as_slice() {
+        [container] => Some(Place::Container(container)),
+        [container, pea] => Some(Place::Nested { container, pea }),
+        _ => None,
+    }
 }
 
 /// Ends the supervisor of a container whose processes are gone. One that is gone is fine, one
@@ -192,11 +187,8 @@ async fn remove_cgroups(services: Arc<Services>, target: &Target) -> Result<(), 
     let groups = target.resources.cgroups.clone();
     on_own_thread("garden-cgroup", move || {
         for group in &groups {
-            let names: Vec<&str> = group.iter().filter_map(|name| name.to_str()).collect();
-            let place = match names.as_slice() {
-                [container] => Place::Container(container),
-                [container, pea] => Place::Nested { container, pea },
-                _ => continue,
+            let Some(place) = place_of(group) else {
+                continue;
             };
             services
                 .cgroups

@@ -14,7 +14,7 @@ use crate::container::Container;
 use crate::depot::Phase;
 use crate::error::Error;
 use crate::model::Handle;
-use crate::services::lock;
+use crate::services::{lock, process_state};
 
 /// How long killed processes may take to be gone before the caller is told which does not.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
@@ -100,7 +100,7 @@ impl Manager {
                 format!("process {pid} of the container does not die"),
                 format!(
                     "it is in state {}; destroy again when what blocks it is gone",
-                    state(*pid)
+                    process_state(*pid)
                 ),
             )),
         }
@@ -215,10 +215,4 @@ impl Manager {
         }
         lock(&self.0.containers).clear();
     }
-}
-
-fn state(pid: i32) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
-    state.map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned())
 }
