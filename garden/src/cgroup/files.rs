@@ -30,6 +30,23 @@ pub(super) fn make(path: &Path) -> Result<(), CgroupError> {
     std::fs::create_dir_all(path).map_err(failed("make the cgroup", path))
 }
 
+/// Makes a directory and takes the lock on it.
+pub(super) fn lock(path: &Path) -> Result<OwnedFd, CgroupError> {
+    make(path)?;
+    let directory = open_directory(path)?;
+    match rustix::fs::flock(
+        &directory,
+        rustix::fs::FlockOperation::NonBlockingLockExclusive,
+    ) {
+        Ok(()) => Ok(directory),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(failed("lock", path)(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "another garden server has this tag: choose another one with --tag",
+        ))),
+        Err(errno) => Err(failed("lock", path)(errno.into())),
+    }
+}
+
 /// Makes a directory that must not exist.
 pub(super) fn make_new(path: &Path) -> Result<(), CgroupError> {
     std::fs::create_dir(path).map_err(failed("make the cgroup", path))

@@ -23,6 +23,7 @@ mod host;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use host::{Hierarchies, Hierarchy};
@@ -54,6 +55,9 @@ pub struct Cgroups {
     hierarchies: Hierarchies,
     /// Name of the parent of all groups, relative to each hierarchy's mount.
     parent: PathBuf,
+    /// Held while this server lives: what stands below the parent is its own, and it removes what
+    /// it does not know.
+    _lock: Arc<OwnedFd>,
 }
 
 /// Where a group is to be.
@@ -109,7 +113,7 @@ impl Cgroups {
     /// Finds the host's hierarchies and makes the parents of all groups.
     ///
     /// # Errors
-    /// When there is no hierarchy at all, or the parents cannot be made.
+    /// When there is no hierarchy at all, another server has this tag, or the parents cannot be made.
     pub fn open(tag: Option<&str>) -> Result<Self, CgroupError> {
         let hierarchies =
             Hierarchies::find().map_err(failed("read", Path::new("/proc/self/mountinfo")))?;
@@ -117,9 +121,15 @@ impl Cgroups {
             Some(tag) => format!("garden-{tag}"),
             None => "garden".to_owned(),
         });
+        let first = hierarchies
+            .used()
+            .next()
+            .map(|first| first.path.join(&parent));
+        let lock = files::lock(&first.unwrap_or_default())?;
         let cgroups = Self {
             hierarchies,
             parent,
+            _lock: Arc::new(lock),
         };
         for hierarchy in cgroups.hierarchies.used() {
             let path = hierarchy.path.join(&cgroups.parent);

@@ -1,10 +1,10 @@
 //! The manager: all containers of one server.
 //!
-//! - [`create`], [`destroy`]: a container's beginning and end.
-//! - [`run`]: processes and peas in it.
-//! - [`restore`]: finding everything again after a restart.
-//! - [`cleaner`]: the stages of teardown.
-//! - [`backend`]: the manager as the API server sees it.
+//! - `create`, `destroy`: a container's beginning and end.
+//! - `run`: processes and peas in it.
+//! - `restore`: finding everything again after a restart.
+//! - `cleaner`: the stages of teardown.
+//! - `backend`: the manager as the API server sees it.
 //!
 //! All methods may be called at the same time, also for the same container. A handle is taken by
 //! making a directory, so two creates never both succeed, and each undoes only its own.
