@@ -163,12 +163,14 @@ impl Manager {
         let started = self.start_init(handle, record, &shim, rootfs, group);
         let pid = stage("init", started).await?;
         let root = open_root(pid)?;
-        let cgroups = services.cgroups.clone();
-        let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
-        let limited = services
-            .files
-            .run(move || cgroups.limit_cpu(&Place::Container(&name), &limits));
-        limited.await??;
+        if record.spec.limits.cpu_shares.is_some() {
+            let cgroups = services.cgroups.clone();
+            let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
+            let limited = services
+                .files
+                .run(move || cgroups.limit_cpu(&Place::Container(&name), &limits));
+            limited.await??;
+        }
         record.init_pid = pid;
         record.phase = Phase::Created;
         dir.write(record)?;
@@ -191,14 +193,18 @@ impl Manager {
         let services = self.services();
         let privileged = record.spec.privileged;
         let mut passed = Passed::default();
-        let binds = record.spec.bind_mounts.clone();
-        let opened = services.files.run(move || {
-            let mut passed = Passed::default();
-            let staged = launch::open_binds(&binds, &mut passed)?;
-            Ok::<_, Error>((staged, passed))
-        });
-        let (binds, mounts) = opened.await??;
-        passed.extend(mounts);
+        let mut staged = Vec::new();
+        if !record.spec.bind_mounts.is_empty() {
+            let binds = record.spec.bind_mounts.clone();
+            let opened = services.files.run(move || {
+                let mut passed = Passed::default();
+                let staged = launch::open_binds(&binds, &mut passed)?;
+                Ok::<_, Error>((staged, passed))
+            });
+            let mounts;
+            (staged, mounts) = opened.await??;
+            passed.extend(mounts);
+        }
         let mount = rootfs
             .mount
             .try_clone()
@@ -223,7 +229,7 @@ impl Manager {
             privileged,
             hostname: &hostname,
             ids: &services.options.ids,
-            binds: &binds,
+            binds: &staged,
             read_only: false,
         };
         let process = ProcessInput {
