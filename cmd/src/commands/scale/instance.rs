@@ -132,7 +132,9 @@ impl Common {
         let write = match self.check_mb {
             0 => String::new(),
             // 1 MB is 10^6 bytes, as everywhere here.
-            mb => format!("dd if=/dev/zero of=/tmp/written bs=1000000 count={mb} 2>&- || exit 2; "),
+            mb => format!(
+                "dd if=/dev/zero of=/home/vcap/written bs=1000000 count={mb} 2>&- || exit 2; "
+            ),
         };
         let ask =
             format!("wget -q -O /dev/null http://{PORT}/start.txt || exit 1; {write}exec adjtimex");
