@@ -270,18 +270,29 @@ impl Manager {
             for group in services.cgroups.names() {
                 let in_use = groups.contains(&group)
                     || queue.has(&group)
-                    || busy.iter().any(|handle| group.starts_with(handle));
+                    || busy.iter().any(|handle| belongs(&group, handle));
                 if !in_use {
                     tracing::info!(group, "cgroup without an owner");
                     let place = Place::Container(&group);
-                    services.cgroups.kill(&place)?;
-                    services
-                        .cgroups
-                        .remove(&place, std::time::Duration::from_secs(2))?;
+                    let patience = std::time::Duration::from_secs(2);
+                    let killed = services.cgroups.kill(&place);
+                    let gone = killed.and_then(|()| services.cgroups.remove(&place, patience));
+                    if let Err(error) = gone {
+                        // Not a reason not to serve; the next start tries again.
+                        let error = crate::error::report(&error);
+                        tracing::warn!(group, error, "a cgroup without an owner stays");
+                    }
                 }
             }
             Ok::<_, Error>(())
         });
         sweep.await?
     }
+}
+
+/// Whether a cgroup is one that a container of this handle may have: see `Manager::cgroup_name`.
+fn belongs(group: &str, handle: &str) -> bool {
+    group
+        .strip_prefix(handle)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
