@@ -76,7 +76,7 @@ fn default_ids() -> Vec<IdRange> {
             };
             u32::try_from(
                 (first + size)
-                    .saturating_sub(2)
+                    .saturating_sub(1)
                     .min(u64::from(u32::MAX - 1)),
             )
             .ok()
