@@ -2,8 +2,8 @@
 //!
 //! Owns the pod's processes. Waits for everything at once (new connections, requests, workers'
 //! reports, processes' ends) and does only what cannot block: what may (libcontainer, unpacking) is
-//! done by a forked child. On a process's exit it does
-//! three things, in this order and nothing between: reap, write the record, tell the server.
+//! done by a forked child. On a process's exit it does three things, in this order and nothing
+//! between: reap, write the record, tell the server.
 
 mod requests;
 

@@ -155,7 +155,7 @@ pub struct Start {
     /// Whether the process gets a terminal of this size.
     #[serde(default)]
     pub terminal: Option<(u16, u16)>,
-    /// Directories to make below the root if missing, owned by the process's user.
+    /// Whether the working directory is made when missing, owned by the process's user.
     #[serde(default)]
     pub make_cwd: bool,
     /// What the descriptors are, in order.
@@ -174,9 +174,9 @@ pub fn bind_source(index: usize, directory: bool) -> String {
 /// What a [`Request::Unpack`] carries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unpack {
-    /// Host-side ids of nobody: inside the container's user namespace.
+    /// The user, by its id inside the container's user namespace.
     pub uid: u32,
-    /// As `uid`.
+    /// The group, as `uid`.
     pub gid: u32,
     /// The directory inside the container; made when missing.
     pub destination: String,
