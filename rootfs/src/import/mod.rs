@@ -5,7 +5,11 @@
 //! layers. Nothing gets its name before its digest is verified. Threads that want the same image
 //! or the same layer at the same time do the work once.
 
+pub(crate) mod fetch;
+pub(crate) mod options;
+
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +22,7 @@ use crate::dirs;
 use crate::error::{Error, Result, Rule, Step};
 use crate::fixup::{Fixups, Lower};
 use crate::image::{Image, ImageConfig};
+use crate::import::fetch::Fetch;
 use crate::layers::{LayerRecord, TREE, key};
 use crate::oci::{Blob, Layout};
 use crate::source::ImageSource;
@@ -53,9 +58,10 @@ impl Store {
             ImageSource::OciLayout { path, reference } => {
                 let layout = Layout {
                     path,
+                    reference: reference.as_deref(),
                     image: &image,
                 };
-                self.import_layout(&layout, reference.as_deref())
+                self.import_layout(&layout)
             }
         }
     }
@@ -129,8 +135,8 @@ impl Store {
         self.compose(id, image, &[record], ImageConfig::default(), unchanged)
     }
 
-    fn import_layout(&self, layout: &Layout<'_>, reference: Option<&str>) -> Result<Image> {
-        let manifest = layout.read(reference)?;
+    fn import_layout(&self, layout: &Layout<'_>) -> Result<Image> {
+        let manifest = layout.manifest()?;
         let id = manifest.digest;
         let _flight = self.inner.flights.take(&id.hex());
         if let Some(known) = self.known_image(id, layout.image) {
@@ -194,7 +200,7 @@ impl Store {
         if self.inner.layers.with_diff_id(blob.diff_id).is_some() {
             return Ok(None);
         }
-        let unpacked = self.unpack_archive(&layout.open(blob)?, layout.image, Some(blob))?;
+        let unpacked = self.unpack_archive(layout.open(blob)?, layout.image, Some(blob))?;
         if unpacked.made.implied.is_empty() && unpacked.made.whiteouts.is_empty() {
             self.publish(unpacked, &Fixups::default(), layout.image)?;
             return Ok(None);
@@ -220,7 +226,7 @@ impl Store {
                         return Ok(record);
                     }
                 }
-                self.unpack_archive(&layout.open(blob)?, layout.image, Some(blob))?
+                self.unpack_archive(layout.open(blob)?, layout.image, Some(blob))?
             }
         };
         let fixups = unpacked.fixups(lower)?;
@@ -234,11 +240,16 @@ impl Store {
         Ok((staged, tree))
     }
 
-    fn unpack_archive(&self, file: &File, image: &str, blob: Option<&Blob>) -> Result<Unpacked> {
+    fn unpack_archive(
+        &self,
+        input: impl Read,
+        image: &str,
+        blob: Option<&Blob>,
+    ) -> Result<Unpacked> {
         let limits = &self.inner.limits;
         let (staged, tree) = self.stage()?;
         let reading = |error| Fault::reading(error).of(image, None);
-        let mut stream = Archive::new(file, limits.bytes, blob.is_some()).map_err(reading)?;
+        let mut stream = Archive::new(input, limits.bytes, blob.is_some()).map_err(reading)?;
         let mut target = Tree::new(staged.as_fd(), clone(&tree)?, limits);
         archive::unpack(&mut stream, &mut target, limits, image)?;
         let made = target.finish().map_err(|fault| fault.of(image, None))?;
