@@ -239,7 +239,7 @@ impl Layout<'_> {
             .map_err(|error: crate::digest::NoDigest| self.wrong(text, &error.to_string()))
     }
 
-    fn blob_path(&self, digest: Digest) -> PathBuf {
+    pub(crate) fn blob_path(&self, digest: Digest) -> PathBuf {
         self.path.join("blobs/sha256").join(digest.hex())
     }
 

@@ -17,8 +17,8 @@ pub struct ImportOptions<'a> {
     /// layer, and never with a lock held. It should return quickly, as a thread that works waits.
     pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
     /// The most bytes that all new layers of the image may have when they are not compressed:
-    /// what is left of a quota. More is refused while it is unpacked, as
-    /// [`crate::Rule::Bytes`].
+    /// what is left of a quota. More is refused as [`crate::Rule::Quota`]: at once when the packed
+    /// layers alone are bigger, else while they are unpacked.
     pub most_bytes: Option<u64>,
     /// Accepts layouts whose claims about their layers are false, as Guardian writes them for
     /// `preloaded+layer`: the names of layers without `urls` and all diff ids are then not
