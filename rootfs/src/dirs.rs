@@ -24,6 +24,8 @@ pub(crate) struct Dirs {
     pub(crate) images: OwnedFd,
     pub(crate) rootfs: OwnedFd,
     pub(crate) trash: OwnedFd,
+    /// Locks of what is being imported.
+    pub(crate) locks: OwnedFd,
 }
 
 /// Says that a server works in a store, until it is dropped.
@@ -75,6 +77,7 @@ impl Dirs {
             images: inside("images")?,
             rootfs: inside("rootfs")?,
             trash: inside("trash")?,
+            locks: inside("locks")?,
         };
         Ok((dirs, lock))
     }

@@ -142,6 +142,18 @@ pub enum Rule {
     /// An image layout, manifest or configuration that cannot be used.
     #[error("{0}")]
     Layout(String),
+    /// More bytes than are left of a quota.
+    #[error(
+        "its layers have {} bytes, and {most} are allowed",
+        packed.map_or("more".to_owned(), |packed| format!("{packed} packed"))
+    )]
+    Quota {
+        /// What is allowed for all new layers, when they are unpacked.
+        most: u64,
+        /// What the layers have already when they are packed; `None` when they turned out to be
+        /// too big while they were unpacked.
+        packed: Option<u64>,
+    },
     /// More layers than overlay can stack.
     #[error("it has {0} layers: 500 can be stacked")]
     Layers(usize),

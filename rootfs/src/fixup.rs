@@ -6,8 +6,9 @@
 //! merged there, and the kernel would show it as a name that cannot be looked up.
 //!
 //! Called by the importer, bottom layer first, the only part of an import that looks at other
-//! layers; the digest of what it decides is part of the layer's key, so that the same layer above
-//! others may be another layer in the store. For most layers there is nothing to decide.
+//! layers; what it decides is part of the layer's key, so that the same layer above others may be
+//! another layer in the store. For most layers there is nothing to decide. A layer that is unpacked
+//! beneath a base directory gets the directories on the way there like any others.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,8 +20,7 @@ use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use crate::digest::Digest;
-use crate::error::{Error, Result, Step};
+use crate::error::{Result, Step};
 use crate::layers::LayerRecord;
 use crate::unpack::attributes::{Attributes, times};
 use crate::unpack::name::Name;
@@ -65,14 +65,10 @@ impl Fixups {
         Ok(fixups)
     }
 
-    /// The digest of all of them; `None` when there is nothing to change.
-    pub(crate) fn digest(&self) -> Result<Option<Digest>> {
-        if *self == Self::default() {
-            return Ok(None);
-        }
-        let text = serde_json::to_vec(self)
-            .map_err(|error| Error::host("describe the changes of a layer", error))?;
-        Ok(Some(Digest::of(&text)))
+    /// Whether the lower layers together have this directory.
+    pub(crate) fn has_directory(name: &Name, lower: &[Lower]) -> Result<bool> {
+        let found = nearest(name, lower).step(|| "look at a lower layer".to_owned())?;
+        Ok(found.is_some())
     }
 
     /// Changes a tree that is not published yet. `image` is only named in errors.

@@ -5,10 +5,16 @@
 //! disk, `durable`. Layers are used as soon as they are published; until they are durable they
 //! count only for the boot in which they were made, so that a crash of the machine costs an import
 //! and never leaves a broken file, and no import waits for the disk.
+//!
+//! Several processes work on one store, so what counts is what is on the disk. The table in memory
+//! saves reading records again, nothing more: each look is one `stat`, a layer that another
+//! process published is found, and one that it took away is gone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use std::collections::BTreeSet;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -17,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::dirs::{self, Dirs};
 use crate::error::{Error, Result, Step};
+use crate::fixup::Fixups;
 use crate::image::Layer;
 use crate::staging::Staged;
 use crate::trash::Trash;
@@ -24,8 +31,9 @@ use crate::unpack::attributes::Attributes;
 use crate::unpack::name::Name;
 use crate::unpack::tree::Made;
 
-/// Changes when trees are made differently; layers of another version are not used.
-const VERSION: u32 = 1;
+/// Changes when trees are made differently. Part of every key: programs of different versions may
+/// share a store.
+const VERSION: u32 = 2;
 const RECORD: &str = "record.json";
 /// The name of a layer's tree in its directory.
 pub(crate) const TREE: &str = "tree";
@@ -37,6 +45,10 @@ pub(crate) struct LayerRecord {
     version: u32,
     pub(crate) key: String,
     pub(crate) diff_id: Digest,
+    /// The directory beneath which it was unpacked.
+    pub(crate) base: Option<Name>,
+    /// The digest of the packed bytes it was read from; `None` for a directory.
+    pub(crate) blob: Option<Digest>,
     pub(crate) size: u64,
     entries: u64,
     /// The boot in which it was made.
@@ -61,26 +73,49 @@ impl LayerRecord {
     }
 }
 
-/// The key of a layer whose directories were changed like this.
-pub(crate) fn key(diff_id: Digest, fixups: Option<Digest>) -> String {
-    match fixups {
-        None => diff_id.hex(),
-        Some(fixups) => format!("{}-{}", diff_id.hex(), &fixups.hex()[..16]),
-    }
+/// Where the tree of a layer came from. All of it was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The digest of its tar.
+    pub(crate) diff_id: Digest,
+    /// The digest of the packed bytes.
+    pub(crate) blob: Option<Digest>,
+    /// The directory beneath which it was unpacked.
+    pub(crate) base: Option<Name>,
+}
+
+/// The key of a layer made from this tar, in this directory, with these changes. Two layers have
+/// the same key only if their trees are the same, whoever claimed what about them.
+pub(crate) fn key(diff_id: Digest, base: Option<&Name>, fixups: &Fixups) -> Result<String> {
+    let way = serde_json::to_vec(&(VERSION, base, fixups))
+        .map_err(|error| Error::host("describe how a layer is made", error))?;
+    Ok(format!(
+        "{}-{}",
+        diff_id.hex(),
+        &Digest::of(&way).hex()[..32]
+    ))
 }
 
 /// The layers of a store.
 #[derive(Debug)]
 pub(crate) struct Layers {
     dirs: Arc<Dirs>,
-    records: Mutex<BTreeMap<String, Arc<LayerRecord>>>,
+    records: Mutex<HashMap<String, Arc<LayerRecord>>>,
 }
 
 impl Layers {
+    /// Reads nothing yet.
+    pub(crate) fn new(dirs: &Arc<Dirs>) -> Self {
+        Self {
+            dirs: Arc::clone(dirs),
+            records: Mutex::default(),
+        }
+    }
+
     /// Reads the records, and discards what cannot be trusted. Also gives the keys of the layers
     /// that are not durable yet.
     pub(crate) fn open(dirs: &Arc<Dirs>, trash: &Trash) -> Result<(Self, Vec<String>)> {
-        let mut records = BTreeMap::new();
+        let layers = Self::new(dirs);
         let mut pending = Vec::new();
         for name in dirs::names(&dirs.layers).step(|| "read the layers".to_owned())? {
             let Some((record, durable)) = load(dirs, &name) else {
@@ -93,30 +128,58 @@ impl Layers {
             if !durable {
                 pending.push(name.clone());
             }
-            records.insert(name, Arc::new(record));
+            layers.lock().insert(name, Arc::new(record));
         }
-        let layers = Self {
-            dirs: Arc::clone(dirs),
-            records: Mutex::new(records),
-        };
         Ok((layers, pending))
     }
 
-    /// The layer of this key.
+    /// The layer of this key, if it is on the disk and can be trusted.
     pub(crate) fn get(&self, key: &str) -> Option<Arc<LayerRecord>> {
-        self.lock().get(key).cloned()
+        // A key that a caller kept may be any text.
+        if key.is_empty() || key.starts_with('.') || key.contains(['/', '\0']) {
+            return None;
+        }
+        let known = self.lock().get(key).cloned();
+        let there = dirs::exists(&self.dirs.layers, key);
+        match (known, there) {
+            (Some(record), true) => Some(record),
+            (Some(_), false) => {
+                self.lock().remove(key);
+                None
+            }
+            (None, false) => None,
+            (None, true) => {
+                let record = Arc::new(load(&self.dirs, key)?.0);
+                self.lock().insert(key.to_owned(), Arc::clone(&record));
+                Some(record)
+            }
+        }
     }
 
-    /// A layer made from this tar, above whatever it was.
-    pub(crate) fn with_diff_id(&self, diff_id: Digest) -> Option<Arc<LayerRecord>> {
-        let records = self.lock();
-        let from = records.range(diff_id.hex()..);
-        let mut of_it = from.take_while(|(_, record)| record.diff_id == diff_id);
-        of_it.next().map(|(_, record)| Arc::clone(record))
+    /// A layer made from this tar in this directory, above whatever it was.
+    pub(crate) fn of_tar(&self, diff_id: Digest, base: Option<&Name>) -> Option<Arc<LayerRecord>> {
+        self.find(&diff_id.hex(), |record| {
+            record.diff_id == diff_id && record.base.as_ref() == base
+        })
+    }
+
+    /// The same, for who knows the packed bytes only. Reads the records of all layers.
+    pub(crate) fn of_blob(&self, blob: Digest, base: Option<&Name>) -> Option<Arc<LayerRecord>> {
+        self.find("", |record| {
+            record.blob == Some(blob) && record.base.as_ref() == base
+        })
+    }
+
+    fn find(&self, prefix: &str, is_it: impl Fn(&LayerRecord) -> bool) -> Option<Arc<LayerRecord>> {
+        let names = dirs::names(&self.dirs.layers).ok()?;
+        let fitting = names.iter().filter(|name| name.starts_with(prefix));
+        let mut records = fitting.filter_map(|name| self.get(name));
+        records.find(|record| is_it(record))
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<LayerRecord>> {
-        self.lock().values().cloned().collect()
+        let names = dirs::names(&self.dirs.layers).unwrap_or_default();
+        names.iter().filter_map(|name| self.get(name)).collect()
     }
 
     /// Opens the tree of a layer.
@@ -127,7 +190,6 @@ impl Layers {
     /// The same, in another mount of the directory of all layers.
     pub(crate) fn tree_in(&self, layers: &OwnedFd, key: &str) -> Result<OwnedFd> {
         let step = || format!("open the layer {key:?}: import its image again");
-        // A known key is a plain name; an image that a caller kept may have any.
         if self.get(key).is_none() {
             return Err(Errno::NOENT).step(step);
         }
@@ -135,15 +197,17 @@ impl Layers {
         rustix::fs::openat(layers, path, dirs::DIRECTORY, Mode::empty()).step(step)
     }
 
-    /// Gives a finished tree its key. If another import was quicker, its layer is used.
+    /// Gives a finished tree its key. Whoever calls it has the right to make this layer: see the
+    /// flights.
     pub(crate) fn publish(
         &self,
         staged: Staged,
         made: Made,
-        diff_id: Digest,
-        fixups: Option<Digest>,
+        origin: Origin,
+        fixups: &Fixups,
+        trash: &Trash,
     ) -> Result<Arc<LayerRecord>> {
-        let key = key(diff_id, fixups);
+        let key = key(origin.diff_id, origin.base.as_ref(), fixups)?;
         if made.skipped > 0 || made.attributes > 0 {
             tracing::debug!(
                 layer = key,
@@ -155,7 +219,9 @@ impl Layers {
         let record = LayerRecord {
             version: VERSION,
             key: key.clone(),
-            diff_id,
+            diff_id: origin.diff_id,
+            base: origin.base,
+            blob: origin.blob,
             size: made.bytes,
             entries: made.entries,
             boot: self.dirs.boot.clone(),
@@ -167,14 +233,18 @@ impl Layers {
         let step = || format!("publish the layer {key}");
         let text = serde_json::to_vec(&record).map_err(|error| Error::host(step(), error))?;
         dirs::write(&staged, RECORD, &text).step(step)?;
-        match staged.publish(self.dirs.layers.as_fd(), &key) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(Error::host(step(), error)),
+        if dirs::exists(&self.dirs.layers, &key) {
+            if let Some(known) = self.get(&key) {
+                return Ok(known);
+            }
+            // What an earlier boot did not finish, and no server has taken away yet.
+            let discarded = trash.discard(&self.dirs.layers, &key, Vec::new());
+            discarded.step(step)?;
         }
-        let mut records = self.lock();
-        Ok(Arc::clone(
-            records.entry(key).or_insert_with(|| Arc::new(record)),
-        ))
+        staged.publish(self.dirs.layers.as_fd(), &key).step(step)?;
+        let record = Arc::new(record);
+        self.lock().insert(key, Arc::clone(&record));
+        Ok(record)
     }
 
     /// Marks layers as durable: their data must have reached the disk.
@@ -194,7 +264,7 @@ impl Layers {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<LayerRecord>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<LayerRecord>>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

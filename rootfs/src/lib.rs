@@ -50,6 +50,7 @@ pub use digest::{Digest, NoDigest};
 pub use error::{Error, Result, Rule};
 pub use garden_sys::userns::IdRange;
 pub use image::{Image, ImageConfig, Layer};
+pub use import::options::{Credentials, ImportOptions, Progress, Stage};
 pub use rootfs::{CreateRequest, Mapping, Rootfs, RootfsInfo};
 pub use source::ImageSource;
 pub use store::{Store, StoreOptions, Unmount};

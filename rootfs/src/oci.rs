@@ -14,6 +14,9 @@ use serde::de::DeserializeOwned;
 use crate::digest::Digest;
 use crate::error::{Error, Result, Rule};
 use crate::image::ImageConfig;
+use crate::import::fetch::Fetch;
+use crate::unpack::Limits;
+use crate::unpack::name::Name;
 
 /// The most bytes of a document, as registries limit it.
 const DOCUMENT: u64 = 4 << 20;
@@ -51,32 +54,42 @@ pub(crate) struct Manifest {
     pub(crate) config: ImageConfig,
 }
 
-/// A layer of a layout.
-#[derive(Debug)]
+/// A layer of an image, packed.
+#[derive(Debug, Clone)]
 pub(crate) struct Blob {
-    /// The digest of the file.
+    /// The digest of its bytes.
     pub(crate) digest: Digest,
     /// Its size in bytes.
     pub(crate) size: u64,
     /// The digest of the tar in it.
     pub(crate) diff_id: Digest,
+    /// What it claims to be. Which compression it has shows in its bytes.
+    pub(crate) media_type: String,
+    /// Other places to read it from; tried before the image's own.
+    pub(crate) urls: Vec<String>,
+    /// The directory beneath which it is unpacked (the annotation [`BASE_DIRECTORY`]).
+    pub(crate) base_directory: Option<Name>,
 }
+
+/// Where in an image a layer is to be unpacked; how Guardian places an app in its base image.
+pub(crate) const BASE_DIRECTORY: &str = "org.cloudfoundry.experimental.image.base-directory";
 
 /// An OCI image layout.
 #[derive(Debug)]
 pub(crate) struct Layout<'a> {
     pub(crate) path: &'a Path,
+    /// The image to take; without one, the only image, or `latest`.
+    pub(crate) reference: Option<&'a str>,
     /// The source as it was given, for errors.
     pub(crate) image: &'a str,
 }
 
-impl Layout<'_> {
-    /// Reads the image that a reference names; without one, the only image, or `latest`.
-    pub(crate) fn read(&self, reference: Option<&str>) -> Result<Manifest> {
+impl Fetch for Layout<'_> {
+    fn manifest(&self) -> Result<Manifest> {
         let bytes = self.bounded(&self.path.join("index.json"), "index.json")?;
         let index: ImageIndex = self.decode(&bytes, "index.json")?;
-        let chosen = self.choose(&index, reference)?;
-        let (digest, manifest) = self.manifest(chosen)?;
+        let chosen = self.choose(&index, self.reference)?;
+        let (digest, manifest) = self.resolve(chosen)?;
         let name = digest.to_string();
         if manifest.config().media_type().to_string() == "application/vnd.oci.empty.v1+json" {
             return Err(self.wrong(&name, "it is an artifact, not an image"));
@@ -92,8 +105,7 @@ impl Layout<'_> {
         })
     }
 
-    /// Opens the blob of a layer.
-    pub(crate) fn open(&self, blob: &Blob) -> Result<File> {
+    fn open(&self, blob: &Blob) -> Result<Box<dyn Read + Send>> {
         let file = self.file(&self.blob_path(blob.digest))?;
         let actual = file.metadata().map_err(|e| self.unreadable(e))?.len();
         if actual != blob.size {
@@ -105,9 +117,11 @@ impl Layout<'_> {
                 rule,
             ));
         }
-        Ok(file)
+        Ok(Box::new(file))
     }
+}
 
+impl Layout<'_> {
     fn choose<'i>(&self, index: &'i ImageIndex, reference: Option<&str>) -> Result<&'i Descriptor> {
         let name = |descriptor: &Descriptor| {
             let annotations = descriptor.annotations().as_ref();
@@ -135,7 +149,7 @@ impl Layout<'_> {
     }
 
     /// Follows indexes of platforms to a manifest.
-    fn manifest(&self, start: &Descriptor) -> Result<(Digest, ImageManifest)> {
+    fn resolve(&self, start: &Descriptor) -> Result<(Digest, ImageManifest)> {
         let mut descriptor = start.clone();
         for _ in 0..NESTED {
             let name = descriptor.digest().to_string();
@@ -201,9 +215,23 @@ impl Layout<'_> {
                     digest: self.digest(layer.digest().as_ref())?,
                     size: layer.size(),
                     diff_id: self.digest(diff_id)?,
+                    media_type: kind,
+                    urls: layer.urls().clone().unwrap_or_default(),
+                    base_directory: self.base_directory(name, layer)?,
                 })
             })
             .collect()
+    }
+
+    fn base_directory(&self, name: &str, layer: &Descriptor) -> Result<Option<Name>> {
+        let annotations = layer.annotations().as_ref();
+        let Some(text) = annotations.and_then(|all| all.get(BASE_DIRECTORY)) else {
+            return Ok(None);
+        };
+        base_directory(text).map_err(|rule| {
+            let text = format!("the base directory {text:?} of a layer cannot be used: {rule}");
+            self.wrong(name, &text)
+        })
     }
 
     fn digest(&self, text: &str) -> Result<Digest> {
@@ -211,7 +239,7 @@ impl Layout<'_> {
             .map_err(|error: crate::digest::NoDigest| self.wrong(text, &error.to_string()))
     }
 
-    fn blob_path(&self, digest: Digest) -> PathBuf {
+    pub(crate) fn blob_path(&self, digest: Digest) -> PathBuf {
         self.path.join("blobs/sha256").join(digest.hex())
     }
 
@@ -264,6 +292,17 @@ impl Layout<'_> {
     fn unreadable(&self, error: io::Error) -> Error {
         Error::host(format!("read the image {:?}", self.image), error)
     }
+}
+
+/// Reads the name of a base directory: from the root of the image, with or without a slash in
+/// front. The root itself is none.
+pub(crate) fn base_directory(text: &str) -> std::result::Result<Option<Name>, Rule> {
+    let inside = text.trim_start_matches('/');
+    if inside.is_empty() {
+        return Ok(None);
+    }
+    let name = Name::parse(inside.as_bytes(), &Limits::default())?;
+    Ok((!name.is_root()).then_some(name))
 }
 
 fn is_ours(descriptor: &Descriptor) -> bool {

@@ -6,6 +6,7 @@
 //!   tmp/NAME/       things while they are made; locked by who makes them
 //!   layers/KEY/     tree/  record.json  durable
 //!   images/ID.json  which layers a source was, when it was last imported
+//!   locks/KEY       held by whoever imports an image or a layer
 //!   rootfs/ID/      upper/  work/  record.json
 //!   trash/UUID      whatever is to be removed
 //! ```
@@ -29,6 +30,7 @@ use crate::durable::Durable;
 use crate::error::{Result, Step};
 use crate::flight::Flights;
 use crate::image::{Image, Layer};
+use crate::import;
 use crate::layers::Layers;
 use crate::rootfs::Mapping;
 use crate::trash::{Trash, TrashStats};
@@ -119,7 +121,7 @@ impl Store {
             trash,
             layers,
             durable,
-            flights: Flights::default(),
+            flights: Flights::new(import::slots()),
             limits: options.limits,
             unmount: options.unmount,
             capabilities,

@@ -12,11 +12,13 @@ use super::tree::Tree;
 use super::{Fault, Limits};
 use crate::error::{Error, Rule};
 
-/// Unpacks a stream into a tree. `image` is only named in errors.
+/// Unpacks a stream into a tree, all of it beneath a base directory if there is one. `image` is
+/// only named in errors.
 pub(crate) fn unpack(
     input: &mut dyn Read,
     tree: &mut Tree<'_>,
     limits: &Limits,
+    base: Option<&Name>,
     image: &str,
 ) -> Result<(), Error> {
     let mut entries = Entries::new(input, limits);
@@ -28,7 +30,7 @@ pub(crate) fn unpack(
             // A broken header has no name: the entry before it shows the place.
             Err(fault) => return Err(fault.of(image, last.as_deref())),
         };
-        if let Err(fault) = one(&entry, &mut entries, tree, limits) {
+        if let Err(fault) = one(&entry, &mut entries, tree, limits, base) {
             return Err(fault.of(image, Some(&entry.name)));
         }
         last = Some(entry.name);
@@ -40,17 +42,22 @@ fn one(
     entries: &mut Entries<'_>,
     tree: &mut Tree<'_>,
     limits: &Limits,
+    base: Option<&Name>,
 ) -> Result<(), Fault> {
     let name = Name::parse(&entry.name, limits)?;
     tree.count(&name)?;
     let name = match Meaning::of(name)? {
-        Meaning::Object(name) => name,
+        // The root of the archive is a directory, wherever it is unpacked.
+        Meaning::Object(name) if name.is_root() && entry.kind != Kind::Directory => {
+            return Err(Rule::RootNotDirectory.into());
+        }
+        Meaning::Object(name) => name.beneath(base, limits)?,
         Meaning::Whiteout(name) => {
-            tree.whiteout(name);
+            tree.whiteout(name.beneath(base, limits)?);
             return Ok(());
         }
         Meaning::Opaque(directory) => {
-            tree.opaque(directory);
+            tree.opaque(directory.beneath(base, limits)?);
             return Ok(());
         }
         Meaning::Nothing => return Ok(()),
@@ -60,7 +67,7 @@ fn one(
         return Ok(());
     }
     if entry.kind == Kind::HardLink {
-        let target = Name::parse(&entry.link, limits)?;
+        let target = Name::parse(&entry.link, limits)?.beneath(base, limits)?;
         return tree.hard_link(&name, &target);
     }
     let attributes = match &entry.attributes {

@@ -119,6 +119,17 @@ impl Name {
         Self(joined)
     }
 
+    /// The name of this beneath a directory, if it keeps the limits there.
+    pub(crate) fn beneath(self, base: Option<&Self>, limits: &Limits) -> Result<Self, Rule> {
+        let Some(base) = base else {
+            return Ok(self);
+        };
+        if self.is_root() {
+            return Ok(base.clone());
+        }
+        Self::parse(base.join(&self.0).bytes(), limits)
+    }
+
     /// The directories it lies in, outermost first, without the root and itself.
     pub(crate) fn ancestors(&self) -> impl Iterator<Item = Self> + '_ {
         let slashes = self.0.iter().enumerate().filter(|(_, byte)| **byte == b'/');
@@ -229,5 +240,15 @@ mod tests {
         assert!(!name("ab").is_below(&name("a")) && !name("a").is_below(&name("a")));
         assert_eq!(of.split().unwrap(), (name("a/b"), &b"c"[..]));
         assert_eq!(name("").join(b"x"), name("x"));
+        let limits = Limits {
+            depth: 3,
+            ..Limits::default()
+        };
+        let base = name("a/b");
+        let beneath = |text| name(text).beneath(Some(&base), &limits);
+        assert_eq!(beneath("").unwrap(), base);
+        assert_eq!(beneath("c").unwrap(), of);
+        assert!(matches!(beneath("c/d"), Err(Rule::Depth(3))));
+        assert_eq!(name("c").beneath(None, &limits).unwrap(), name("c"));
     }
 }
