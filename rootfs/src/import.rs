@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use crate::digest::Digest;
-use crate::dirs;
 use crate::error::{Error, Result, Rule, Step};
 use crate::fixup::{Fixups, Lower};
 use crate::image::{Image, ImageConfig};
@@ -269,7 +268,9 @@ impl Store {
         } = unpacked;
         let layers = &self.inner.layers;
         let record = layers.publish(staged, made, diff_id, fixups.digest()?)?;
-        self.inner.durable.add(vec![record.key.clone()]);
+        if let Some(durable) = &self.inner.durable {
+            durable.add(vec![record.key.clone()]);
+        }
         Ok(record)
     }
 
@@ -311,33 +312,6 @@ impl Store {
         }
         Ok(image)
     }
-
-    /// The image of this identity, if all of it is in the store.
-    fn known_image(&self, id: Digest, source: &str) -> Option<Image> {
-        let bytes = dirs::read(&self.inner.dirs.images, &record_name(id)).ok()??;
-        let mut image: Image = serde_json::from_slice(&bytes).ok()?;
-        let whole = self.has_layers(&image);
-        source.clone_into(&mut image.source);
-        (image.id == id && whole).then_some(image)
-    }
-
-    pub(crate) fn has_layers(&self, image: &Image) -> bool {
-        let mut keys = image.layers.iter().map(|layer| &layer.key);
-        keys.all(|key| self.inner.layers.get(key).is_some())
-    }
-
-    fn remember(&self, image: &Image) -> Result<()> {
-        let name = record_name(image.id);
-        let step = || format!("write the record of the image {:?}", image.source);
-        let text = serde_json::to_vec(image).map_err(|error| Error::host(step(), error))?;
-        let staged = Staged::new(&self.inner.dirs, &self.inner.trash)?;
-        dirs::write(&staged, &name, &text).step(step)?;
-        rustix::fs::renameat(&staged, &*name, &self.inner.dirs.images, &*name).step(step)
-    }
-}
-
-fn record_name(id: Digest) -> String {
-    format!("{}.json", id.hex())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

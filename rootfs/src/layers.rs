@@ -102,6 +102,15 @@ impl Layers {
         Ok((layers, pending))
     }
 
+    /// The keys of the layers that are not durable yet.
+    pub(crate) fn pending(&self) -> Result<Vec<String>> {
+        let names = dirs::names(&self.dirs.layers).step(|| "read the layers".to_owned())?;
+        let pending = |name: &String| {
+            dirs::directory(&self.dirs.layers, &**name).is_ok_and(|fd| !dirs::exists(fd, DURABLE))
+        };
+        Ok(names.into_iter().filter(pending).collect())
+    }
+
     /// The layer of this key.
     pub(crate) fn get(&self, key: &str) -> Option<Arc<LayerRecord>> {
         self.lock().get(key).cloned()
@@ -168,7 +177,7 @@ impl Layers {
         let text = serde_json::to_vec(&record).map_err(|error| Error::host(step(), error))?;
         dirs::write(&staged, RECORD, &text).step(step)?;
         match staged.publish(self.dirs.layers.as_fd(), &key) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(_) | Err(Errno::EXIST) => {}
             Err(error) => return Err(Error::host(step(), error)),
         }
         let mut records = self.lock();
