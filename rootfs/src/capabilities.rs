@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use garden_sys::userns::{self, IdRange};
 use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsopen};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::overlay;
 
 /// How an overlay is asked not to sync.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Volatile {
     /// The option `volatile` (Linux 5.10).
@@ -22,7 +22,7 @@ pub enum Volatile {
 }
 
 /// What this kernel and this disk can do for root filesystems.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
     /// Overlay mounts through file system contexts (Linux 5.2).
     pub overlay: bool,

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
-use crate::error::{Error, Result, Step};
+use crate::error::{Result, Step};
 
 /// The directories of a store.
 #[derive(Debug)]
@@ -19,27 +20,37 @@ pub(crate) struct Dirs {
     pub(crate) path: PathBuf,
     /// Which boot this is: what is not durable does not outlive it.
     pub(crate) boot: String,
+    /// The store itself, for its lock files.
+    pub(crate) root: OwnedFd,
     pub(crate) tmp: OwnedFd,
     pub(crate) layers: OwnedFd,
     pub(crate) images: OwnedFd,
+    pub(crate) pins: OwnedFd,
     pub(crate) rootfs: OwnedFd,
     pub(crate) trash: OwnedFd,
     /// Locks of what is being imported.
     pub(crate) locks: OwnedFd,
 }
 
-/// Says that a server works in a store, until it is dropped.
+/// A lock of the store that one process has at a time, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock(OwnedFd);
 
+/// The lock of the one server.
+pub(crate) const SERVER: &str = "lock";
+/// The lock of whoever clears up.
+pub(crate) const MAINTENANCE: &str = "maintenance.lock";
+
 impl Lock {
-    fn take(root: &OwnedFd, path: &Path) -> Result<Self> {
-        let step = || format!("lock the store {}", path.display());
+    /// Takes it, or gives `None` when another process has it.
+    pub(crate) fn take(dirs: &Dirs, name: &str) -> Result<Option<Self>> {
+        let step = || format!("lock {name:?} of the store {}", dirs.path.display());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let lock = rustix::fs::openat(root, "lock", flags, Mode::RUSR | Mode::WUSR).step(step)?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let lock = rustix::fs::openat(&dirs.root, name, flags, mode).step(step)?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => Err(Error::StoreInUse(path.to_owned())),
-            other => other.map(|()| Self(lock)).step(step),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            other => other.map(|()| Some(Self(lock))).step(step),
         }
     }
 }
@@ -53,33 +64,38 @@ impl Drop for Lock {
 }
 
 impl Dirs {
-    /// Makes what is missing and takes the lock.
-    pub(crate) fn open(path: &Path) -> Result<(Self, Lock)> {
+    /// Makes what is missing; reads nothing, so that it costs the same whatever the store holds.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let told = |what: &str| format!("{what} the store {}", path.display());
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).step(|| told("make the directory around"))?;
-        }
-        match rustix::fs::mkdirat(CWD, path, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(Error::host(told("make the directory of"), error)),
-        }
-        let root = rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty())
-            .step(|| told("open the directory of"))?;
+        let root = match directory(CWD, path) {
+            Err(Errno::NOENT) => {
+                if let Some(parent) = path.parent() {
+                    std::fs::create_dir_all(parent).step(|| told("make the directory around"))?;
+                }
+                ensure_directory(CWD, path)
+            }
+            other => other,
+        };
+        let root = root.step(|| told("open the directory of"))?;
         // Layers hold set-id programs and other people's files (CVE-2021-41091).
-        rustix::fs::fchmod(&root, Mode::RWXU).step(|| told("close to others"))?;
-        let lock = Lock::take(&root, path)?;
-        let inside = |name| ensure_directory(&root, name).step(|| told("make a directory in"));
-        let dirs = Self {
+        let stat = rustix::fs::fstat(&root).step(|| told("look at"))?;
+        if Mode::from_raw_mode(stat.st_mode) != Mode::RWXU {
+            rustix::fs::fchmod(&root, Mode::RWXU).step(|| told("close to others"))?;
+        }
+        let inside =
+            |name: &str| ensure_directory(&root, name).step(|| told("make a directory in"));
+        Ok(Self {
             path: path.to_owned(),
             boot: boot_id()?,
             tmp: inside("tmp")?,
             layers: inside("layers")?,
             images: inside("images")?,
+            pins: inside("pins")?,
             rootfs: inside("rootfs")?,
             trash: inside("trash")?,
             locks: inside("locks")?,
-        };
-        Ok((dirs, lock))
+            root,
+        })
     }
 }
 
@@ -90,12 +106,16 @@ pub(crate) const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC);
 
 /// Opens a directory by its name in another.
-pub(crate) fn directory(parent: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn directory(parent: impl AsFd, name: impl Arg) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())
 }
 
-fn ensure_directory(parent: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
-    match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
+fn ensure_directory(parent: impl AsFd, name: impl Arg + Copy) -> rustix::io::Result<OwnedFd> {
+    match directory(&parent, name) {
+        Err(Errno::NOENT) => {}
+        other => return other,
+    }
+    match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => directory(parent, name),
         Err(error) => Err(error),
     }

@@ -41,7 +41,11 @@ impl Durable {
             .name("garden-durable".to_owned())
             .spawn(move || {
                 while let Some(keys) = thread.next() {
-                    make_durable(&dirs, &layers, &keys);
+                    match make_durable(&dirs, &layers, &keys) {
+                        Ok(()) => tracing::debug!(layers = keys.len(), "layers are durable"),
+                        Err(error) => tracing::warn!(%error, layers = keys.len(),
+                            "layers are not durable: they will be imported again after a reboot"),
+                    }
                 }
             })
             .step(|| "start the thread that syncs layers".to_owned())?;
@@ -73,14 +77,9 @@ impl Durable {
     }
 }
 
-fn make_durable(dirs: &Dirs, layers: &Layers, keys: &[String]) {
+/// Syncs the disk and marks these layers.
+pub(crate) fn make_durable(dirs: &Dirs, layers: &Layers, keys: &[String]) -> std::io::Result<()> {
     // First the data and the names, then the marks: a mark that survives vouches for the rest.
-    let done = rustix::fs::syncfs(&dirs.layers)
-        .map_err(std::io::Error::from)
-        .and_then(|()| layers.mark_durable(keys));
-    match done {
-        Ok(()) => tracing::debug!(layers = keys.len(), "layers are durable"),
-        Err(error) => tracing::warn!(%error, layers = keys.len(),
-            "layers are not durable: they will be imported again after a reboot"),
-    }
+    rustix::fs::syncfs(&dirs.layers)?;
+    layers.mark_durable(keys)
 }

@@ -133,6 +133,15 @@ impl Layers {
         Ok((layers, pending))
     }
 
+    /// The keys of the layers that are not durable yet.
+    pub(crate) fn pending(&self) -> Result<Vec<String>> {
+        let names = dirs::names(&self.dirs.layers).step(|| "read the layers".to_owned())?;
+        let pending = |name: &String| {
+            dirs::directory(&self.dirs.layers, &**name).is_ok_and(|fd| !dirs::exists(fd, DURABLE))
+        };
+        Ok(names.into_iter().filter(pending).collect())
+    }
+
     /// The layer of this key, if it is on the disk and can be trusted.
     pub(crate) fn get(&self, key: &str) -> Option<Arc<LayerRecord>> {
         // A key that a caller kept may be any text.

@@ -53,7 +53,7 @@ pub use image::{Image, ImageConfig, Layer};
 pub use import::options::{Credentials, ImportOptions, Progress, Stage};
 pub use rootfs::{CreateRequest, Mapping, Rootfs, RootfsInfo};
 pub use source::ImageSource;
-pub use store::{Store, StoreOptions, Unmount};
+pub use store::{ImageInfo, Maintenance, Role, Store, StoreOptions, Unmount};
 pub use trash::TrashStats;
 pub use unpack::Limits;
 pub use unpack::attributes::Attributes;

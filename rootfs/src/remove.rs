@@ -32,6 +32,34 @@ pub(crate) fn tree(top: impl AsFd, name: &OsStr, stop: &dyn Fn() -> bool) -> io:
     Ok(())
 }
 
+/// Removes what is in the directory `top/name`, but for one name in it. It is fine when it is no
+/// directory, or not there.
+pub(crate) fn contents(
+    top: impl AsFd,
+    name: &OsStr,
+    but: &OsStr,
+    stop: &dyn Fn() -> bool,
+) -> io::Result<()> {
+    let top = top.as_fd();
+    let directory = match open(top, name.as_bytes()) {
+        Ok(Some(directory)) => directory,
+        Ok(None) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(()),
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut walk = Walk {
+        top,
+        moved: Vec::new(),
+        stop,
+    };
+    walk.empty(&directory, 0, Some(but.as_bytes()))?;
+    while let Some(name) = walk.moved.pop() {
+        walk.remove(walk.top, &name, 0)?;
+    }
+    Ok(())
+}
+
 struct Walk<'a> {
     top: BorrowedFd<'a>,
     /// Names in `top` that are still to be removed.
@@ -58,7 +86,7 @@ impl Walk<'_> {
         };
         // A directory may look empty too early while something is still written to it.
         for _ in 0..8 {
-            self.empty(&directory, depth)?;
+            self.empty(&directory, depth, None)?;
             match unlink(parent, name, AtFlags::REMOVEDIR) {
                 Err(Errno::NOTEMPTY | Errno::EXIST) => {}
                 other => return Ok(other?),
@@ -67,7 +95,7 @@ impl Walk<'_> {
         Err(Errno::NOTEMPTY.into())
     }
 
-    fn empty(&mut self, directory: &OwnedFd, depth: usize) -> io::Result<()> {
+    fn empty(&mut self, directory: &OwnedFd, depth: usize, but: Option<&[u8]>) -> io::Result<()> {
         rustix::fs::seek(directory, rustix::fs::SeekFrom::Start(0))?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut entries = RawDir::new(directory, &mut buffer);
@@ -81,7 +109,7 @@ impl Walk<'_> {
                 other => other?,
             };
             let name = entry.file_name().to_bytes();
-            if matches!(name, b"." | b"..") {
+            if matches!(name, b"." | b"..") || but == Some(name) {
                 continue;
             }
             if entry.file_type() == FileType::Directory {

@@ -106,6 +106,8 @@ impl Store {
         if dirs::exists(&self.inner.dirs.rootfs, id) {
             return Err(Error::IdInUse(id.to_owned()));
         }
+        // Until the record below refers to its layers.
+        let _used = self.hold_image(request.image)?;
         let view = self.view(&request.mapping)?;
         let staged = Staged::new(&self.inner.dirs, &self.inner.trash)?;
         let upper = staged.subdirectory("upper", Mode::from_raw_mode(0o755))?;
@@ -127,7 +129,7 @@ impl Store {
             self.mount_writable(upper.as_fd(), work.as_fd(), overlay, id)?
         };
         match staged.publish(self.inner.dirs.rootfs.as_fd(), id) {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(Errno::EXIST) => return Err(Error::IdInUse(id.to_owned())),
             Err(error) => {
                 let step = format!("name the root filesystem {id:?}");
@@ -178,7 +180,7 @@ impl Store {
     }
 
     fn check_host(&self, mapping: &Mapping) -> Result<()> {
-        let host = &self.inner.capabilities;
+        let host = self.capabilities();
         let lacks = |what, since| Err(Error::HostLacks { what, since });
         if !host.overlay {
             return lacks("overlay file system (load the module overlay)", "5.2");
@@ -249,7 +251,7 @@ impl Store {
         id: &str,
     ) -> Result<(OwnedFd, bool)> {
         let volatile = match self.inner.unmount {
-            Unmount::Volatile => self.inner.capabilities.volatile,
+            Unmount::Volatile => self.capabilities().volatile,
             Unmount::Sync => None,
         };
         let with = |volatile| {

@@ -2,17 +2,19 @@
 //!
 //! Used by imports and by the creation of root filesystems. What is made here appears under its
 //! name by one rename, or not at all; what is not published goes to the trash when it is dropped,
-//! so that every error path leaves nothing. A lock on the directory tells a later start of the
-//! server that somebody still works in it.
+//! so that every error path leaves nothing. A lock on the directory tells whoever clears up, in this
+//! process or another, that somebody still works in it; see [`sweep`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FlockOperation, Mode};
+use rustix::fs::{AtFlags, FlockOperation, Mode};
+use rustix::io::Errno;
 
 use crate::dirs::{self, Dirs};
 use crate::error::{Result, Step};
+use crate::store::hold::Hold;
 use crate::trash::Trash;
 
 /// A private directory of the store.
@@ -29,21 +31,28 @@ impl Staged {
     /// Makes one.
     pub(crate) fn new(dirs: &Arc<Dirs>, trash: &Arc<Trash>) -> Result<Self> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let boot: String = dirs.boot.chars().take(8).collect();
-        let name = format!("{boot}-{}-{number}", std::process::id());
         let step = || format!("make a staging directory in {}", dirs.path.display());
-        rustix::fs::mkdirat(&dirs.tmp, &name, Mode::RWXU).step(step)?;
-        let fd = dirs::directory(&dirs.tmp, &name).step(step)?;
-        let staged = Self {
-            dirs: Arc::clone(dirs),
-            trash: Arc::clone(trash),
-            name,
-            fd,
-            published: false,
-        };
-        rustix::fs::flock(&staged.fd, FlockOperation::NonBlockingLockExclusive).step(step)?;
-        Ok(staged)
+        loop {
+            let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{boot}-{}-{number}", std::process::id());
+            match rustix::fs::mkdirat(&dirs.tmp, &name, Mode::RWXU) {
+                Ok(()) => {}
+                // Of a process that had the same number before.
+                Err(Errno::EXIST) => continue,
+                other => other.step(step)?,
+            }
+            // Until it is locked, it looks as if nobody worked in it, and may be swept away.
+            if let Some(fd) = lock(dirs, &name).step(step)? {
+                return Ok(Self {
+                    dirs: Arc::clone(dirs),
+                    trash: Arc::clone(trash),
+                    name,
+                    fd,
+                    published: false,
+                });
+            }
+        }
     }
 
     /// Makes a directory in it. The mode is exact, whatever the process's umask.
@@ -62,12 +71,59 @@ impl Staged {
         })
     }
 
-    /// Gives it its name. When that is taken, the error is `EXIST` and this one is dropped.
-    pub(crate) fn publish(mut self, to: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
+    /// Gives it its name. When that is taken, the error is `EXIST` and this one is dropped. What
+    /// got its name is held (see [`crate::store::hold`]), without a gap in which somebody could
+    /// collect it.
+    pub(crate) fn publish(mut self, to: BorrowedFd<'_>, name: &str) -> rustix::io::Result<Hold> {
+        let hold = Hold::share(self.fd.try_clone().map_err(|_| Errno::MFILE)?)?;
         dirs::rename(&self.dirs.tmp, &self.name, to, name)?;
         self.published = true;
-        Ok(())
+        Ok(hold)
     }
+}
+
+/// Opens and locks a new staging directory; `None` when it was swept away before.
+fn lock(dirs: &Dirs, name: &str) -> rustix::io::Result<Option<OwnedFd>> {
+    let fd = match dirs::directory(&dirs.tmp, name) {
+        Err(Errno::NOENT) => return Ok(None),
+        other => other?,
+    };
+    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => return Ok(None),
+        other => other?,
+    }
+    match rustix::fs::statat(&dirs.tmp, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(there) => {
+            let here = rustix::fs::fstat(&fd)?;
+            let same = (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino);
+            Ok(same.then_some(fd))
+        }
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Discards staging directories in which nobody works any more; gives their number.
+pub(crate) fn sweep(dirs: &Dirs, trash: &Trash) -> Result<usize> {
+    let mut swept = 0;
+    for name in dirs::names(&dirs.tmp).step(|| "list staging directories".to_owned())? {
+        let step = || format!("discard the staging directory {name}");
+        let _lock = match dirs::directory(&dirs.tmp, &name) {
+            Ok(fd) => match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => continue,
+                other => {
+                    other.step(step)?;
+                    Some(fd)
+                }
+            },
+            // Published or discarded just now.
+            Err(Errno::NOENT) => continue,
+            Err(Errno::NOTDIR | Errno::LOOP) => None,
+            Err(error) => return Err(crate::Error::host(step(), error)),
+        };
+        swept += usize::from(trash.discard(&dirs.tmp, &name, Vec::new()).step(step)?);
+    }
+    Ok(swept)
 }
 
 impl AsFd for Staged {

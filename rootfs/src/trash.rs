@@ -6,10 +6,11 @@
 //! The directory `trash/` is the queue's memory: the next start takes up what is in it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -22,6 +23,9 @@ use crate::remove;
 /// How long the first repetition waits; each further one waits twice as long, up to a minute.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// The record that most trees have.
+const RECORD: &str = "record.json";
 
 /// What the trash holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -48,9 +52,45 @@ struct Item {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Item>,
-    /// What threads work on: since when, and whether it failed before.
-    working: Vec<(u64, Instant, bool)>,
+    working: Vec<Work>,
     next: u64,
+}
+
+/// What a thread works on.
+#[derive(Debug)]
+struct Work {
+    token: u64,
+    name: String,
+    since: Instant,
+    failing: bool,
+    /// Descriptors that came after it was begun.
+    late: Vec<OwnedFd>,
+}
+
+impl State {
+    /// Takes the first item that fits out of the queue.
+    fn begin(&mut self, fits: impl Fn(&Item) -> bool) -> Option<(u64, Item)> {
+        let at = self.waiting.iter().position(fits)?;
+        let item = self.waiting.remove(at)?;
+        let token = self.next;
+        self.next += 1;
+        self.working.push(Work {
+            token,
+            name: item.name.clone(),
+            since: item.since,
+            failing: item.failures > 0,
+            late: Vec::new(),
+        });
+        Some((token, item))
+    }
+}
+
+/// What is to be done when a tree is gone.
+pub(crate) trait WhenGone: fmt::Debug + Send + Sync {
+    /// Gets the bytes of the tree's `record.json`. Called on a trash thread, in whatever process
+    /// empties the trash, and after a crash perhaps twice for the same tree. An error leaves the
+    /// record where it is, and is tried again.
+    fn gone(&self, record: &[u8]) -> io::Result<()>;
 }
 
 /// The trash of a store.
@@ -60,21 +100,46 @@ pub(crate) struct Trash {
     state: Mutex<State>,
     changed: Condvar,
     stop: AtomicBool,
+    when_gone: OnceLock<Box<dyn WhenGone>>,
 }
 
 impl Trash {
-    /// Takes up what an earlier run left.
-    pub(crate) fn open(dirs: &Arc<Dirs>) -> Result<Arc<Self>> {
-        let trash = Self {
+    pub(crate) fn new(dirs: &Arc<Dirs>) -> Arc<Self> {
+        Arc::new(Self {
             dirs: Arc::clone(dirs),
             state: Mutex::default(),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
-        };
-        for name in dirs::names(&dirs.trash).step(|| "read the trash".to_owned())? {
-            trash.queue(name, Vec::new());
+            when_gone: OnceLock::new(),
+        })
+    }
+
+    /// Sets what is to be done when a tree with a record is gone; once, before anything is removed.
+    #[expect(dead_code, reason = "quotas release their project here")]
+    pub(crate) fn when_gone(&self, work: Box<dyn WhenGone>) {
+        let _ = self.when_gone.set(work);
+    }
+
+    /// Takes up what is in the directory and not known: left by an earlier run, or by a tool.
+    pub(crate) fn look(&self) -> Result<()> {
+        let names = dirs::names(&self.dirs.trash).step(|| "read the trash".to_owned())?;
+        for name in names {
+            self.queue(name, Vec::new());
         }
-        Ok(Arc::new(trash))
+        Ok(())
+    }
+
+    /// Removes in this thread what can be removed now.
+    pub(crate) fn drain(&self) -> Result<()> {
+        self.look()?;
+        let begun = Instant::now();
+        while let Some((token, item)) = {
+            let mut state = self.lock();
+            state.begin(|item| item.failures == 0 || item.not_before <= begun)
+        } {
+            self.remove(token, item);
+        }
+        Ok(())
     }
 
     /// Starts the threads. They end soon after [`Trash::stop`].
@@ -118,13 +183,24 @@ impl Trash {
 
     fn queue(&self, name: String, held: Vec<OwnedFd>) {
         let now = Instant::now();
-        self.lock().waiting.push_back(Item {
+        let mut state = self.lock();
+        // A look may find it before it is queued: then the descriptors come later.
+        if let Some(known) = state.waiting.iter_mut().find(|item| item.name == name) {
+            known.held.extend(held);
+            return;
+        }
+        if let Some(known) = state.working.iter_mut().find(|work| work.name == name) {
+            known.late.extend(held);
+            return;
+        }
+        state.waiting.push_back(Item {
             name,
             since: now,
             held,
             failures: 0,
             not_before: now,
         });
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -134,10 +210,7 @@ impl Trash {
             .waiting
             .iter()
             .map(|item| (item.since, item.failures > 0));
-        let working = state
-            .working
-            .iter()
-            .map(|(_, since, failed)| (*since, *failed));
+        let working = state.working.iter().map(|work| (work.since, work.failing));
         let mut stats = TrashStats::default();
         for (since, failed) in waiting.chain(working) {
             stats.items += 1;
@@ -158,21 +231,45 @@ impl Trash {
         if let Err(error) = garden_sys::priority::make_io_idle() {
             tracing::debug!(%error, "the trash keeps a normal disk priority");
         }
-        while let Some((token, mut item)) = self.take() {
-            let stopped = || self.stop.load(Ordering::Relaxed);
-            let removed = remove::tree(&self.dirs.trash, item.name.as_ref(), &stopped);
-            // May be the last reference to a mount, and sync a whole disk: not under the lock.
-            item.held.clear();
-            let mut state = self.lock();
-            state.working.retain(|(other, ..)| *other != token);
-            if let Err(error) = removed
-                && !stopped()
-            {
-                state.waiting.push_back(self.failed(item, &error));
-            }
-            drop(state);
-            self.changed.notify_all();
+        while let Some((token, item)) = self.take() {
+            self.remove(token, item);
         }
+    }
+
+    fn remove(&self, token: u64, mut item: Item) {
+        let stopped = || self.stop.load(Ordering::Relaxed);
+        let removed = self.empty(&mut item, &stopped);
+        let mut state = self.lock();
+        let at = (state.working.iter()).position(|work| work.token == token);
+        let late = at.map(|at| state.working.swap_remove(at).late);
+        item.held.extend(late.unwrap_or_default());
+        if let Err(error) = removed
+            && !stopped()
+        {
+            let item = self.failed(item, &error);
+            state.waiting.push_back(item);
+        } else {
+            drop(state);
+            // May be the last reference to a mount, and sync a whole disk: not under the lock.
+            drop(item);
+        }
+        self.changed.notify_all();
+    }
+
+    /// In an order that survives a crash at any point: what a record promised is given back
+    /// before the record goes, and that is the last to go.
+    fn empty(&self, item: &mut Item, stopped: &dyn Fn() -> bool) -> io::Result<()> {
+        let name = item.name.as_ref();
+        let record = dirs::directory(&self.dirs.trash, &*item.name)
+            .map_err(io::Error::from)
+            .and_then(|directory| dirs::read(directory, RECORD))
+            .unwrap_or_default();
+        remove::contents(&self.dirs.trash, name, RECORD.as_ref(), stopped)?;
+        item.held.clear();
+        if let (Some(record), Some(work)) = (record, self.when_gone.get()) {
+            work.gone(&record)?;
+        }
+        remove::tree(&self.dirs.trash, name, stopped)
     }
 
     fn failed(&self, mut item: Item, error: &io::Error) -> Item {
@@ -193,13 +290,8 @@ impl Trash {
                 return None;
             }
             let now = Instant::now();
-            if let Some(at) = state.waiting.iter().position(|item| item.not_before <= now)
-                && let Some(item) = state.waiting.remove(at)
-            {
-                let token = state.next;
-                state.next += 1;
-                state.working.push((token, item.since, item.failures > 0));
-                return Some((token, item));
+            if let Some(begun) = state.begin(|item| item.not_before <= now) {
+                return Some(begun);
             }
             let next = state.waiting.iter().map(|item| item.not_before).min();
             let wait = next.map_or(LONGEST_WAIT, |next| next.saturating_duration_since(now));

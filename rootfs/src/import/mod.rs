@@ -19,14 +19,12 @@ use options::{ImportOptions, Progress, Stage};
 use pipeline::{Claim, Job, Pipeline, image_key};
 
 use crate::digest::Digest;
-use crate::dirs;
-use crate::error::{Error, Result, Rule, Step};
+use crate::error::{Error, Result, Rule};
 use crate::flight::Flight;
 use crate::image::{Image, ImageConfig};
 use crate::layers::LayerRecord;
 use crate::oci::Layout;
 use crate::source::ImageSource;
-use crate::staging::Staged;
 use crate::store::Store;
 
 /// The most layers that overlay stacks.
@@ -197,33 +195,4 @@ fn compose(id: Digest, source: &str, records: &[Arc<LayerRecord>], config: Image
         root: root.unwrap_or_default(),
         config,
     }
-}
-
-impl Store {
-    /// The image of this identity, if all of it is in the store.
-    pub(crate) fn known_image(&self, id: Digest, source: &str) -> Option<Image> {
-        let bytes = dirs::read(&self.inner.dirs.images, &record_name(id)).ok()??;
-        let mut image: Image = serde_json::from_slice(&bytes).ok()?;
-        let whole = self.has_layers(&image);
-        source.clone_into(&mut image.source);
-        (image.id == id && whole).then_some(image)
-    }
-
-    pub(crate) fn has_layers(&self, image: &Image) -> bool {
-        let mut keys = image.layers.iter().map(|layer| &layer.key);
-        keys.all(|key| self.inner.layers.get(key).is_some())
-    }
-
-    pub(crate) fn remember(&self, image: &Image) -> Result<()> {
-        let name = record_name(image.id);
-        let step = || format!("write the record of the image {:?}", image.source);
-        let text = serde_json::to_vec(image).map_err(|error| Error::host(step(), error))?;
-        let staged = Staged::new(&self.inner.dirs, &self.inner.trash)?;
-        dirs::write(&staged, &name, &text).step(step)?;
-        rustix::fs::renameat(&staged, &*name, &self.inner.dirs.images, &*name).step(step)
-    }
-}
-
-fn record_name(id: Digest) -> String {
-    format!("{}.json", id.hex())
 }

@@ -460,7 +460,9 @@ pub(super) fn publish(
     } = unpacked;
     let inner = &store.inner;
     let record = (inner.layers).publish(staged, made, origin, fixups, &inner.trash)?;
-    inner.durable.add(vec![record.key.clone()]);
+    if let Some(durable) = &inner.durable {
+        durable.add(vec![record.key.clone()]);
+    }
     Ok(record)
 }
 

@@ -1,40 +1,66 @@
 //! The store: opening it, and what is shared by everything in it.
 //!
 //! ```text
-//! STORE/            0700
-//!   lock            held by the one server that works here
-//!   tmp/NAME/       things while they are made; locked by who makes them
-//!   layers/KEY/     tree/  record.json  durable
-//!   images/ID.json  which layers a source was, when it was last imported
-//!   locks/KEY       held by whoever imports an image or a layer
-//!   rootfs/ID/      upper/  work/  record.json
-//!   trash/UUID      whatever is to be removed
+//! STORE/              0700
+//!   lock              held by the one server that works here
+//!   maintenance.lock  held by whoever clears up
+//!   capabilities      what this kernel can do, for the tools
+//!   tmp/NAME/         things while they are made; locked by who makes them
+//!   layers/KEY/       tree/  record.json  durable
+//!   images/ID.json    which layers a source was, when it was last imported
+//!   locks/KEY         held by whoever imports an image or a layer
+//!   pins/ID           an image that is never collected
+//!   rootfs/ID/        upper/  work/  record.json
+//!   trash/UUID        whatever is to be removed
 //! ```
 //!
 //! Each thing has one record, appears and disappears by one rename, and is found by looking: there
-//! is no index that could be wrong. A `Store` is cheap to clone and may be used from any thread;
-//! its calls block and must not run on an async runtime.
+//! is no index that could be wrong. Any number of processes work in a store side by side, at most
+//! one of them as its server; what one of them sees in memory is a copy of what is on the disk.
+//! A `Store` is cheap to clone and may be used from any thread; its calls block and must not run
+//! on an async runtime.
+
+mod capabilities;
+pub(crate) mod hold;
+pub(crate) mod images;
+mod maintain;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
-
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
 use crate::capabilities::Capabilities;
 use crate::dirs::{self, Dirs, Lock};
 use crate::durable::Durable;
-use crate::error::{Result, Step};
+use crate::error::{Error, Result, Step};
 use crate::flight::Flights;
-use crate::image::{Image, Layer};
+use crate::image::Layer;
 use crate::import;
 use crate::layers::Layers;
 use crate::rootfs::Mapping;
+use crate::staging;
 use crate::trash::{Trash, TrashStats};
 use crate::unpack::Limits;
+
+use images::Recent;
+
+pub use images::ImageInfo;
+pub use maintain::Maintenance;
+
+/// What a process is to a store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Role {
+    /// The one that serves it: opening fails while another does. Clears up in the background what
+    /// it and the tools beside it leave, and what an earlier run left.
+    #[default]
+    Server,
+    /// One of many, beside each other and beside a server. Opening costs a few system calls
+    /// whatever the store holds, and starts no thread: what is left for the background is done by
+    /// the server if there is one, and else by [`Store::maintain`].
+    Tool,
+}
 
 /// What the end of a root filesystem costs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,19 +78,22 @@ pub enum Unmount {
 pub struct StoreOptions {
     /// Its directory; made when missing, its last part must not be a symbolic link.
     pub path: PathBuf,
+    /// What this process is to it.
+    pub role: Role,
     /// What the end of a root filesystem costs.
     pub unmount: Unmount,
-    /// Threads that empty the trash; at least one is started.
+    /// Threads of a server that empty the trash; at least one is started.
     pub trash_workers: usize,
     /// How much one layer may ask for.
     pub limits: Limits,
 }
 
 impl StoreOptions {
-    /// The defaults: volatile, two trash threads.
+    /// The defaults: a server, volatile, two trash threads.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            role: Role::default(),
             unmount: Unmount::default(),
             trash_workers: 2,
             limits: Limits::default(),
@@ -82,15 +111,18 @@ pub struct Store {
 /// and are not waited for: one may be stuck in the kernel.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    _lock: Lock,
+    /// Of a server.
+    _lock: Option<Lock>,
     pub(crate) dirs: Arc<Dirs>,
     pub(crate) trash: Arc<Trash>,
     pub(crate) layers: Arc<Layers>,
-    pub(crate) durable: Arc<Durable>,
+    pub(crate) durable: Option<Arc<Durable>>,
     pub(crate) flights: Flights,
     pub(crate) limits: Limits,
     pub(crate) unmount: Unmount,
-    pub(crate) capabilities: Capabilities,
+    pub(crate) capabilities: OnceLock<Capabilities>,
+    /// Images that were imported just now.
+    pub(crate) recent: Recent,
     /// Views of the layers for the mappings that were used.
     pub(crate) views: Mutex<HashMap<Mapping, Arc<OwnedFd>>>,
 }
@@ -98,53 +130,53 @@ pub(crate) struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.trash.stop();
-        self.durable.stop();
+        if let Some(durable) = &self.durable {
+            durable.stop();
+        }
     }
 }
 
 impl Store {
-    /// Opens a store, making what is missing. What an earlier run left half done, and what did
-    /// not survive a reboot, goes to the trash. One server at a time: [`crate::Error::StoreInUse`].
+    /// Opens a store, making what is missing.
+    ///
+    /// # Errors
+    /// [`Error::StoreInUse`] when it is to be served and another process does.
     pub fn open(options: &StoreOptions) -> Result<Self> {
-        let (dirs, lock) = Dirs::open(&options.path)?;
-        let dirs = Arc::new(dirs);
-        let trash = Trash::open(&dirs)?;
-        sweep_staging(&dirs, &trash)?;
+        let dirs = Arc::new(Dirs::open(&options.path)?);
+        let server = options.role == Role::Server;
+        let lock = server
+            .then(|| Lock::take(&dirs, dirs::SERVER))
+            .transpose()?;
+        if let Some(None) = lock {
+            return Err(Error::StoreInUse(options.path.clone()));
+        }
+        let trash = Trash::new(&dirs);
         let (layers, pending) = Layers::open(&dirs, &trash)?;
         let layers = Arc::new(layers);
-        let durable = Durable::start(&dirs, &layers, pending)?;
-        let capabilities = Capabilities::probe(&dirs.tmp);
-        tracing::debug!(?capabilities, store = %dirs.path.display(), "opened the store");
+        let durable = server.then(|| Durable::start(&dirs, &layers, pending));
         let inner = Inner {
-            _lock: lock,
+            _lock: lock.flatten(),
             dirs,
             trash,
             layers,
-            durable,
+            durable: durable.transpose()?,
             flights: Flights::new(import::slots()),
             limits: options.limits,
             unmount: options.unmount,
-            capabilities,
+            capabilities: OnceLock::new(),
+            recent: Recent::default(),
             views: Mutex::default(),
         };
         let store = Self {
             inner: Arc::new(inner),
         };
-        store.sweep_rootfs()?;
-        store.sweep_images()?;
-        store.inner.trash.start(options.trash_workers)?;
+        if server {
+            store.probe();
+            store.sweep()?;
+            store.inner.trash.look()?;
+            store.inner.trash.start(options.trash_workers)?;
+        }
         Ok(store)
-    }
-
-    /// What this kernel and this disk can do; probed once.
-    pub fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities
-    }
-
-    /// All images whose layers are in the store, by id.
-    pub fn list_images(&self) -> Result<Vec<Image>> {
-        let names = dirs::names(&self.inner.dirs.images).step(|| "list images".to_owned())?;
-        Ok(names.iter().filter_map(|name| self.image(name)).collect())
     }
 
     /// All layers, by key.
@@ -167,10 +199,11 @@ impl Store {
         self.inner.trash.wait_empty(timeout)
     }
 
-    fn image(&self, name: &str) -> Option<Image> {
-        let bytes = dirs::read(&self.inner.dirs.images, name).ok()??;
-        let image: Image = serde_json::from_slice(&bytes).ok()?;
-        self.has_layers(&image).then_some(image)
+    /// Discards what an earlier run left half done, and what did not survive a reboot.
+    fn sweep(&self) -> Result<()> {
+        staging::sweep(&self.inner.dirs, &self.inner.trash)?;
+        self.sweep_rootfs()?;
+        self.sweep_images()
     }
 
     /// No process outlives a boot, and what a volatile mount wrote cannot be trusted after it.
@@ -196,7 +229,8 @@ impl Store {
     /// An image without all its layers is only a name; importing makes it again.
     fn sweep_images(&self) -> Result<()> {
         for name in dirs::names(&self.inner.dirs.images).step(|| "list images".to_owned())? {
-            if self.image(&name).is_none() {
+            let image = self.image(&name);
+            if !image.is_some_and(|image| self.has_layers(&image)) {
                 (self
                     .inner
                     .trash
@@ -206,21 +240,4 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// Discards staging directories in which nobody works any more.
-fn sweep_staging(dirs: &Dirs, trash: &Trash) -> Result<()> {
-    for name in dirs::names(&dirs.tmp).step(|| "list staging directories".to_owned())? {
-        let step = || format!("discard the staging directory {name}");
-        match dirs::directory(&dirs.tmp, &name) {
-            Ok(fd) => match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => continue,
-                other => other.step(step)?,
-            },
-            Err(Errno::NOTDIR | Errno::LOOP) => {}
-            Err(error) => return Err(crate::Error::host(step(), error)),
-        }
-        trash.discard(&dirs.tmp, &name, Vec::new()).step(step)?;
-    }
-    Ok(())
 }
