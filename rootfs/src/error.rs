@@ -7,6 +7,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::registry::RegistryError;
+
 /// What can go wrong with images and root filesystems.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -14,9 +16,32 @@ pub enum Error {
     /// The image source has a form that cannot be read.
     #[error(
         "the image source {0:?} is not supported: use the path of a tar (plain, gzip or zstd) or \
-         of a directory, file:///PATH, or oci:///PATH[:REF]"
+         of a directory, file:///PATH, oci:///PATH[:REF], docker://[HOST/]REPOSITORY[:TAG|@DIGEST], \
+         preloaded+layer:///PATH?layer=URL&layer_path=DIRECTORY&layer_digest=SHA256, or raw:///PATH"
     )]
     UnsupportedSource(String),
+    /// The image source has a known form, but something in it is wrong.
+    #[error("the image source {image:?} cannot be used: {reason}")]
+    InvalidSource {
+        /// The source, without its secrets.
+        image: String,
+        /// What is wrong, and what to write instead.
+        reason: String,
+    },
+    /// A parameter of a `preloaded+layer` source is missing. The text is Guardian's.
+    #[error(
+        "no query parameter '{parameter}' found in URL {url}: layer, layer_path and layer_digest \
+         are needed"
+    )]
+    MissingParameter {
+        /// Its name.
+        parameter: &'static str,
+        /// The source, without its secrets.
+        url: String,
+    },
+    /// A registry, or the server of a layer, did not give what was asked for.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// The image is not where its source says.
     #[error("the image {image:?} does not exist: check the path")]
     ImageNotFound {
@@ -160,7 +185,7 @@ pub enum Rule {
 }
 
 /// The result of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// A failed step on the host.

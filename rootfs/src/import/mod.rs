@@ -70,12 +70,28 @@ impl Store {
                     path,
                     reference: reference.as_deref(),
                     image: &image,
+                    client: &self.inner.registry,
                 };
                 if options.unverified_layouts {
                     return import.unverified(&layout);
                 }
                 import.fetched(&layout)
             }
+            ImageSource::Registry(reference) => {
+                let client = &self.inner.registry;
+                import.fetched(&client.image(reference, options.credentials, &image))
+            }
+            ImageSource::Preloaded {
+                base,
+                layer,
+                layer_path,
+                layer_digest,
+            } => import.preloaded(base, layer, layer_path, *layer_digest),
+            // It is used where it is.
+            ImageSource::Raw(_) => Err(Error::InvalidSource {
+                reason: "a raw directory is bound, not imported".to_owned(),
+                image,
+            }),
         }
     }
 }

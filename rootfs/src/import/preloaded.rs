@@ -7,17 +7,54 @@
 //! read for what it says truly.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
+
+use rustix::fs::FileType;
+use url::Url;
 
 use super::Import;
 use super::fetch::Fetch;
 use super::pipeline::{Claim, Job};
 use crate::digest::Digest;
-use crate::error::Result;
-use crate::image::Image;
-use crate::oci::Layout;
+use crate::error::{Error, Result};
+use crate::image::{Image, ImageConfig};
+use crate::oci::{self, Layout};
 
 impl Import<'_> {
+    /// The same without a layout: a base image, and where its app's layer is.
+    pub(super) fn preloaded(
+        &self,
+        base: &Path,
+        layer: &Url,
+        layer_path: &Path,
+        layer_digest: Digest,
+    ) -> Result<Image> {
+        let (fd, kind) = self.open_path(base)?;
+        if kind != FileType::RegularFile {
+            let reason = "its base image must be a tar, not a directory".to_owned();
+            let image = self.image.to_owned();
+            return Err(Error::InvalidSource { image, reason });
+        }
+        let directory = layer_path.to_string_lossy();
+        let directory = oci::base_directory(&directory)
+            .map_err(|rule| Error::image(self.image, Some(&directory), rule))?;
+        let client = &self.store.inner.registry;
+        let base = Job::file(Arc::new(File::from(fd)), base.display().to_string())?;
+        let name = directory.as_ref().map(|name| name.bytes().to_vec());
+        let mut known_by = format!("preloaded {} {layer_digest} ", base.name).into_bytes();
+        known_by.extend(name.unwrap_or_default());
+        let layer = Job {
+            name: layer_digest,
+            claim: Claim::Blob,
+            size: None,
+            base: directory,
+            open: Box::new(|| client.open_url(layer)),
+        };
+        let config = ImageConfig::default();
+        self.layered(Digest::of(&known_by), &[base, layer], config)
+    }
+
     /// A layout whose names are not to be believed: its own files are known as files are, what it
     /// has elsewhere by the digest of the packed bytes.
     pub(super) fn unverified(&self, layout: &Layout<'_>) -> Result<Image> {
@@ -39,7 +76,7 @@ impl Import<'_> {
                     claim: Claim::Blob,
                     size: None,
                     base: None,
-                    open: Box::new(|| layout.open(blob)),
+                    open: Box::new(|| layout.open_claimed(blob)),
                 },
             };
             known_by += &format!(" {}", job.name);

@@ -39,6 +39,7 @@ use crate::flight::Flights;
 use crate::image::Layer;
 use crate::import;
 use crate::layers::Layers;
+use crate::registry::{Client, RegistryPolicy};
 use crate::rootfs::Mapping;
 use crate::staging;
 use crate::trash::{Trash, TrashStats};
@@ -86,6 +87,8 @@ pub struct StoreOptions {
     pub trash_workers: usize,
     /// How much one layer may ask for.
     pub limits: Limits,
+    /// How registries are spoken to.
+    pub registry: RegistryPolicy,
 }
 
 impl StoreOptions {
@@ -97,6 +100,7 @@ impl StoreOptions {
             unmount: Unmount::default(),
             trash_workers: 2,
             limits: Limits::default(),
+            registry: RegistryPolicy::default(),
         }
     }
 }
@@ -119,6 +123,7 @@ pub(crate) struct Inner {
     pub(crate) durable: Option<Arc<Durable>>,
     pub(crate) flights: Flights,
     pub(crate) limits: Limits,
+    pub(crate) registry: Client,
     pub(crate) unmount: Unmount,
     pub(crate) capabilities: OnceLock<Capabilities>,
     /// Images that were imported just now.
@@ -162,6 +167,7 @@ impl Store {
             durable: durable.transpose()?,
             flights: Flights::new(import::slots()),
             limits: options.limits,
+            registry: Client::new(options.registry.clone()),
             unmount: options.unmount,
             capabilities: OnceLock::new(),
             recent: Recent::default(),

@@ -240,6 +240,8 @@ pub(crate) struct Layout {
     pub(crate) path: PathBuf,
     layers: Vec<(String, u64, Digest, String)>,
     pub(crate) config: serde_json::Value,
+    /// Other places of all its layers.
+    pub(crate) urls: Vec<String>,
 }
 
 impl Layout {
@@ -250,6 +252,7 @@ impl Layout {
             path,
             layers: Vec::new(),
             config: serde_json::json!({}),
+            urls: Vec::new(),
         }
     }
 
@@ -288,7 +291,8 @@ impl Layout {
         let config = config.to_string();
         let layers: Vec<_> = (self.layers.iter())
             .map(|(digest, size, _, kind)| {
-                serde_json::json!({"mediaType": kind, "digest": digest, "size": size})
+                let urls = &self.urls;
+                serde_json::json!({"mediaType": kind, "digest": digest, "size": size, "urls": urls})
             })
             .collect();
         let manifest = serde_json::json!({
