@@ -57,3 +57,4 @@ pub use store::{Store, StoreOptions, Unmount};
 pub use trash::TrashStats;
 pub use unpack::Limits;
 pub use unpack::attributes::Attributes;
+pub use unpack::listing::{Damage, Wrong};

@@ -35,6 +35,7 @@ use crate::layers::Layers;
 use crate::rootfs::Mapping;
 use crate::trash::{Trash, TrashStats};
 use crate::unpack::Limits;
+use crate::unpack::listing::Damage;
 
 /// What the end of a root filesystem costs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -103,6 +104,13 @@ impl Drop for Inner {
 }
 
 impl Store {
+    /// Compares a layer with what was written down when it was made: names, types, owners, modes,
+    /// sizes, times, extended attributes, link targets and content. Reads all of it, and changes
+    /// nothing. What differs is damage; at most 200 findings are told one by one.
+    pub fn verify_layer(&self, layer: &Layer) -> Result<Vec<Damage>> {
+        self.inner.layers.verify(&layer.key)
+    }
+
     /// Opens a store, making what is missing. What an earlier run left half done, and what did
     /// not survive a reboot, goes to the trash. One server at a time: [`crate::Error::StoreInUse`].
     pub fn open(options: &StoreOptions) -> Result<Self> {
