@@ -133,9 +133,6 @@ pub enum Rule {
          names of more than {0} bytes"
     )]
     Remembered(u64),
-    /// A sparse file.
-    #[error("sparse files are not supported: make the archive without --sparse")]
-    Sparse,
     /// A header that says something impossible.
     #[error("its header is wrong: {0}")]
     Header(String),

@@ -80,8 +80,8 @@ fn one(
         _ => {
             let content = Content {
                 size: entry.size,
-                bytes: &mut entries.content(),
-                sparse: false,
+                bytes: &mut entries.content(entry),
+                sparse: entry.is_sparse(),
             };
             tree.file(name, attributes, content)
         }

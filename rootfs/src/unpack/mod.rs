@@ -10,11 +10,13 @@
 
 pub(crate) mod archive;
 pub(crate) mod attributes;
+mod block;
 pub(crate) mod copy;
 pub(crate) mod header;
 pub(crate) mod listing;
 pub(crate) mod name;
 mod place;
+mod sparse;
 pub(crate) mod tree;
 pub(crate) mod whiteout;
 
