@@ -106,9 +106,6 @@ pub enum Rule {
     /// `..` in a name.
     #[error("a name must not contain '..'")]
     Parent,
-    /// A name that starts at the root of the host.
-    #[error("a name must not start with '/'")]
-    Absolute,
     /// Nothing, a NUL byte, or a whiteout of nothing.
     #[error("it is not a usable file name")]
     Name,
@@ -118,9 +115,25 @@ pub enum Rule {
     /// More directories inside each other than is allowed.
     #[error("directories must not be nested deeper than {0}")]
     Depth(usize),
-    /// A way through a symbolic link that leaves the image or ends nowhere in its layer.
-    #[error("its way leads through a symbolic link that leaves the layer")]
-    LeavesRoot,
+    /// Nothing, or a NUL byte, as the target of a symbolic link.
+    #[error("a symbolic link must lead to a usable file name")]
+    Target,
+    /// A symbolic link whose target the disk cannot keep.
+    #[error(
+        "its target has {length} bytes, and {file_system} keeps {limit} at most: put the store on \
+         another file system"
+    )]
+    TargetLength {
+        /// Bytes of the target.
+        length: usize,
+        /// Bytes that the file system takes.
+        limit: usize,
+        /// The file system of the store.
+        file_system: &'static str,
+    },
+    /// A way through symbolic links that never ends.
+    #[error("its way leads through too many symbolic links")]
+    Loop,
     /// The root itself is not a directory.
     #[error("the root must be a directory")]
     RootNotDirectory,
@@ -139,9 +152,12 @@ pub enum Rule {
     /// Names that would need too much memory.
     #[error("the names of a layer must not need more than {0} bytes")]
     Names(u64),
-    /// A sparse file.
-    #[error("sparse files are not supported: make the archive without --sparse")]
-    Sparse,
+    /// Names that would need too much memory until the layer is complete.
+    #[error(
+        "the whiteouts of a layer, and the directories that it does not describe, must not have \
+         names of more than {0} bytes"
+    )]
+    Remembered(u64),
     /// A header that says something impossible.
     #[error("its header is wrong: {0}")]
     Header(String),

@@ -23,6 +23,7 @@ use serde::Serialize;
 use crate::error::{Result, Step};
 use crate::layers::LayerRecord;
 use crate::unpack::attributes::{Attributes, times};
+use crate::unpack::listing::Writer;
 use crate::unpack::name::Name;
 use crate::unpack::tree::open_beneath;
 use crate::unpack::whiteout::OPAQUE;
@@ -71,8 +72,8 @@ impl Fixups {
         Ok(found.is_some())
     }
 
-    /// Changes a tree that is not published yet. `image` is only named in errors.
-    pub(crate) fn apply(&self, tree: &OwnedFd, image: &str) -> Result<()> {
+    /// Changes a tree that is not published yet, and its listing. `image` is only named in errors.
+    pub(crate) fn apply(&self, tree: &OwnedFd, listing: &mut Writer, image: &str) -> Result<()> {
         for name in &self.whiteouts {
             let Some((directory, last)) = name.split() else {
                 continue;
@@ -85,13 +86,15 @@ impl Fixups {
             let nanoseconds = before.st_mtime_nsec.try_into().unwrap_or(0);
             let time = times((before.st_mtime, nanoseconds));
             rustix::fs::futimens(&parent, &time).step(step)?;
+            listing.gone(name).step(step)?;
         }
         for (name, attributes) in &self.directories {
             let step = || "give a directory of a layer its attributes".to_owned();
             let directory = open_beneath(tree, name, OFlags::RDONLY).step(step)?;
-            let applied = attributes.apply(&directory);
+            let applied = attributes.clone().apply(&directory);
             applied.map_err(|fault| fault.of(image, Some(name.path())))?;
             rustix::fs::futimens(&directory, &times(attributes.mtime)).step(step)?;
+            listing.again(name, &directory).step(step)?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The layers of a store: records, publication, durability.
 //!
 //! Used by the importer and by the creation of root filesystems. A layer is a directory
-//! `layers/KEY` with `tree/` (never written again), `record.json`, and, once its data reached the
+//! `layers/KEY` with `tree/` (never written again), its listing `contents`, `record.json`, and, once its data reached the
 //! disk, `durable`. Layers are used as soon as they are published; until they are durable they
 //! count only for the boot in which they were made, so that a crash of the machine costs an import
 //! and never leaves a broken file, and no import waits for the disk.
@@ -10,13 +10,12 @@
 //! saves reading records again, nothing more: each look is one `stat`, a layer that another
 //! process published is found, and one that it took away is gone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use std::collections::BTreeSet;
-
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -28,12 +27,13 @@ use crate::image::Layer;
 use crate::staging::Staged;
 use crate::trash::Trash;
 use crate::unpack::attributes::Attributes;
+use crate::unpack::listing::{self, CONTENTS, Damage, Sum};
 use crate::unpack::name::Name;
 use crate::unpack::tree::Made;
 
 /// Changes when trees are made differently. Part of every key: programs of different versions may
 /// share a store.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const RECORD: &str = "record.json";
 /// The name of a layer's tree in its directory.
 pub(crate) const TREE: &str = "tree";
@@ -51,6 +51,8 @@ pub(crate) struct LayerRecord {
     pub(crate) blob: Option<Digest>,
     pub(crate) size: u64,
     entries: u64,
+    /// The sum of its listing.
+    pub(crate) contents: Sum,
     /// The boot in which it was made.
     boot: String,
     /// Attributes of `/`, if the layer has any.
@@ -206,12 +208,26 @@ impl Layers {
         rustix::fs::openat(layers, path, dirs::DIRECTORY, Mode::empty()).step(step)
     }
 
+    /// Compares a layer with its listing. Reads all of it.
+    pub(crate) fn verify(&self, key: &str) -> Result<Vec<Damage>> {
+        let step = || format!("verify the layer {key:?}");
+        let record = self.get(key).ok_or(Errno::NOENT).step(step)?;
+        let layer = dirs::directory(&self.dirs.layers, key).step(step)?;
+        let tree = dirs::directory(&layer, TREE).step(step)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let contents = match rustix::fs::openat(&layer, CONTENTS, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(vec![Damage::of_listing()]),
+            other => File::from(other.step(step)?),
+        };
+        listing::verify(&tree, &contents, record.contents).step(step)
+    }
+
     /// Gives a finished tree its key. Whoever calls it has the right to make this layer: see the
     /// flights.
     pub(crate) fn publish(
         &self,
         staged: Staged,
-        made: Made,
+        mut made: Made,
         origin: Origin,
         fixups: &Fixups,
         trash: &Trash,
@@ -225,6 +241,7 @@ impl Layers {
                 "left out what a layer may not have"
             );
         }
+        let step = || format!("publish the layer {key}");
         let record = LayerRecord {
             version: VERSION,
             key: key.clone(),
@@ -233,13 +250,13 @@ impl Layers {
             blob: origin.blob,
             size: made.bytes,
             entries: made.entries,
+            contents: made.listing.finish().step(step)?,
             boot: self.dirs.boot.clone(),
             root: made.root,
             opaque_root: made.opaque_root,
             implied: made.implied,
             whiteouts: made.whiteouts,
         };
-        let step = || format!("publish the layer {key}");
         let text = serde_json::to_vec(&record).map_err(|error| Error::host(step(), error))?;
         dirs::write(&staged, RECORD, &text).step(step)?;
         if dirs::exists(&self.dirs.layers, &key) {

@@ -59,3 +59,4 @@ pub use store::{ImageInfo, Maintenance, Role, Store, StoreOptions, Unmount};
 pub use trash::TrashStats;
 pub use unpack::Limits;
 pub use unpack::attributes::Attributes;
+pub use unpack::listing::{Damage, Wrong};

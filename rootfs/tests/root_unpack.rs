@@ -27,25 +27,12 @@ fn names_that_lead_out_are_refused_by_name() {
     let cases = [
         (Tar::default().file("../x", ""), "../x"),
         (Tar::default().file("a/../../x", ""), "a/../../x"),
-        (Tar::default().file("/etc/passwd", ""), "/etc/passwd"),
         (Tar::default().hard_link("x", "../../etc/passwd"), "x"),
         (Tar::default().hard_link("x", "/etc/passwd"), "x"),
         (Tar::default().hard_link("x", "not/there"), "x"),
         (
             Tar::default().dir("d", 0o755, (0, 0)).hard_link("x", "d"),
             "x",
-        ),
-        (Tar::default().symlink("l", "/").file("l/x", ""), "l/x"),
-        (
-            Tar::default()
-                .symlink("l", "/etc")
-                .dir("l/x", 0o755, (0, 0)),
-            "l/x",
-        ),
-        (Tar::default().symlink("l", "../..").file("l/x", ""), "l/x"),
-        (
-            Tar::default().symlink("l", "nowhere").file("l/x", ""),
-            "l/x",
         ),
         (Tar::default().symlink("l", "l").file("l/x", ""), "l/x"),
         (
@@ -278,14 +265,6 @@ fn broken_archives_are_refused() {
     for tar in headers {
         let (_, rule) = refused(&place, &tar.done());
         assert!(matches!(rule, Rule::Header(_)), "{rule:?}");
-    }
-    for tar in [
-        Tar::default().kind(b'S', "sparse", ""),
-        Tar::default()
-            .pax(&[("GNU.sparse.major", b"1")])
-            .file("f", ""),
-    ] {
-        assert!(matches!(refused(&place, &tar.done()).1, Rule::Sparse));
     }
     let owner = Tar::default().dir("d", 0o755, (1 << 31, 0)).done();
     assert!(matches!(refused(&place, &owner).1, Rule::Owner(_)));

@@ -94,7 +94,8 @@ impl Import<'_> {
             .bytes
             .min(self.options.most_bytes.unwrap_or(u64::MAX));
         let (staged, tree) = stage(self.store)?;
-        let mut target = Tree::new(staged.as_fd(), clone(&tree)?, &limits);
+        let target = Tree::new(staged.as_fd(), clone(&tree)?, &limits);
+        let mut target = target.map_err(|fault| fault.of(self.image, None))?;
         copy::copy(directory, &mut target, &limits, self.image)?;
         let made = target
             .finish()

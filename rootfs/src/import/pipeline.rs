@@ -279,7 +279,8 @@ impl<'a> Pipeline<'a> {
         let tick = || report.tick();
         let mut stream = Archive::start(input, self.allowed(job), report.watch.clone(), &tick)
             .step(|| "start a thread that reads a layer".to_owned())?;
-        let mut target = Tree::new(staged.as_fd(), clone(&tree)?, &store.limits);
+        let target = Tree::new(staged.as_fd(), clone(&tree)?, &store.limits);
+        let mut target = target.map_err(|fault| fault.of(self.image, None))?;
         let base = job.base.as_ref();
         let unpacked = archive::unpack(&mut stream, &mut target, &store.limits, base, self.image);
         if let Err(error) = unpacked {
@@ -451,13 +452,13 @@ pub(super) fn publish(
     fixups: &Fixups,
     image: &str,
 ) -> Result<Arc<LayerRecord>> {
-    fixups.apply(&unpacked.tree, image)?;
     let Unpacked {
         staged,
-        made,
+        tree,
+        mut made,
         origin,
-        ..
     } = unpacked;
+    fixups.apply(&tree, &mut made.listing, image)?;
     let inner = &store.inner;
     let record = (inner.layers).publish(staged, made, origin, fixups, &inner.trash)?;
     if let Some(durable) = &inner.durable {

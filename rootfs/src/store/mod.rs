@@ -44,6 +44,7 @@ use crate::rootfs::Mapping;
 use crate::staging;
 use crate::trash::{Trash, TrashStats};
 use crate::unpack::Limits;
+use crate::unpack::listing::Damage;
 
 use images::Recent;
 
@@ -142,6 +143,13 @@ impl Drop for Inner {
 }
 
 impl Store {
+    /// Compares a layer with what was written down when it was made: names, types, owners, modes,
+    /// sizes, times, extended attributes, link targets and content. Reads all of it, and changes
+    /// nothing. What differs is damage; at most 200 findings are told one by one.
+    pub fn verify_layer(&self, layer: &Layer) -> Result<Vec<Damage>> {
+        self.inner.layers.verify(&layer.key)
+    }
+
     /// Opens a store, making what is missing.
     ///
     /// # Errors

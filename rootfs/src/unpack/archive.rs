@@ -8,7 +8,7 @@ use std::io::Read;
 
 use super::header::{Entries, Entry, Kind};
 use super::name::{Meaning, Name};
-use super::tree::Tree;
+use super::tree::{Content, Tree};
 use super::{Fault, Limits};
 use crate::error::{Error, Rule};
 
@@ -53,12 +53,10 @@ fn one(
         }
         Meaning::Object(name) => name.beneath(base, limits)?,
         Meaning::Whiteout(name) => {
-            tree.whiteout(name.beneath(base, limits)?);
-            return Ok(());
+            return tree.whiteout(name.beneath(base, limits)?);
         }
         Meaning::Opaque(directory) => {
-            tree.opaque(directory.beneath(base, limits)?);
-            return Ok(());
+            return tree.opaque(directory.beneath(base, limits)?);
         }
         Meaning::Nothing => return Ok(()),
     };
@@ -68,17 +66,24 @@ fn one(
     }
     if entry.kind == Kind::HardLink {
         let target = Name::parse(&entry.link, limits)?.beneath(base, limits)?;
-        return tree.hard_link(&name, &target);
+        return tree.hard_link(name, &target);
     }
     let attributes = match &entry.attributes {
-        Ok(attributes) => tree.allow(attributes.clone()),
+        Ok(attributes) => tree.allow(attributes.clone())?,
         Err(Rule::Owner(id)) => return Err(Rule::Owner(*id).into()),
         Err(rule) => return Err(Rule::Header(rule.to_string()).into()),
     };
     match entry.kind {
-        Kind::Directory => tree.directory(&name, attributes),
-        Kind::Symlink => tree.symlink(&name, &attributes, &entry.link, limits),
-        Kind::Pipe => tree.pipe(&name, &attributes),
-        _ => tree.file(&name, &attributes, entry.size, &mut entries.content()),
+        Kind::Directory => tree.directory(name, attributes),
+        Kind::Symlink => tree.symlink(name, attributes, &entry.link),
+        Kind::Pipe => tree.pipe(name, attributes),
+        _ => {
+            let content = Content {
+                size: entry.size,
+                bytes: &mut entries.content(entry),
+                sparse: entry.is_sparse(),
+            };
+            tree.file(name, attributes, content)
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use garden_sys::xattr;
-use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{Gid, Mode, Stat, Timespec, Timestamps, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::{Doing, Fault};
@@ -102,28 +102,61 @@ impl Attributes {
             mode: stat.st_mode & 0o7777,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            mtime: (stat.st_mtime, stat.st_mtime_nsec.try_into().unwrap_or(0)),
+            mtime: time_of(&stat),
             xattrs,
         })
     }
 
     /// Applies them to an open file or directory: owner before mode, because a change of owner
-    /// takes set-id bits away, and both before `security.capability` for the same reason.
-    /// Returns how many attributes the file system would not take.
-    pub(crate) fn apply(&self, fd: impl AsFd) -> Result<u64, Fault> {
+    /// takes set-id bits away, and both before `security.capability` for the same reason. What is
+    /// right already is not written. Attributes that the file system would not take are dropped
+    /// here, too; returns how many.
+    pub(crate) fn apply(&mut self, fd: impl AsFd) -> Result<u64, Fault> {
         let fd = fd.as_fd();
-        let owner = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
-        rustix::fs::fchown(fd, owner.0, owner.1).doing("set the owner")?;
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(self.mode)).doing("set the mode")?;
-        let mut refused = 0;
-        for (name, value) in &self.xattrs {
-            match xattr::set(fd, name, value) {
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => refused += 1,
-                other => other.doing("set an extended attribute")?,
+        let now = rustix::fs::fstat(fd).doing("look at it")?;
+        let owned = (now.st_uid, now.st_gid) == (self.uid, self.gid);
+        if !owned {
+            let owner = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
+            rustix::fs::fchown(fd, owner.0, owner.1).doing("set the owner")?;
+        }
+        if now.st_mode & 0o7777 != self.mode || !owned && self.mode & 0o6000 != 0 {
+            rustix::fs::fchmod(fd, Mode::from_raw_mode(self.mode)).doing("set the mode")?;
+        }
+        let before = self.xattrs.len();
+        let mut failure = None;
+        self.xattrs
+            .retain(|(name, value)| match xattr::set(fd, name, value) {
+                Ok(()) => true,
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => false,
+                Err(error) => {
+                    let length = value.len();
+                    let step = format!("set the extended attribute {name:?} of {length} bytes");
+                    failure.get_or_insert(Fault::Host(step, error));
+                    true
+                }
+            });
+        match failure {
+            Some(failure) => Err(failure),
+            None => Ok((before - self.xattrs.len()) as u64),
+        }
+    }
+
+    /// Takes away what an earlier description of the same object set and this one does not.
+    pub(crate) fn remove_others(&self, fd: impl AsFd) -> Result<(), Fault> {
+        let step = "replace the extended attributes";
+        for name in xattr::names(&fd).doing(step)? {
+            let ours = name == CAPABILITY || name.starts_with("user.");
+            if ours && !self.xattrs.iter().any(|(kept, _)| *kept == name) {
+                rustix::fs::fremovexattr(&fd, &*name).doing(step)?;
             }
         }
-        Ok(refused)
+        Ok(())
     }
+}
+
+/// The modification time that a `stat` tells.
+pub(crate) fn time_of(stat: &Stat) -> (i64, u32) {
+    (stat.st_mtime, stat.st_mtime_nsec.try_into().unwrap_or(0))
 }
 
 /// A time, for both access and modification.

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::attributes::{self, Attributes};
 use super::name::Name;
-use super::tree::Tree;
+use super::tree::{Content, Tree};
 use super::{Doing, Fault, Limits};
 use crate::digest::Digest;
 use crate::error::{Error, Rule};
@@ -81,20 +81,19 @@ pub(crate) fn copy(
     image: &str,
 ) -> Result<(), Error> {
     let of_root = attributes_of(root, tree).map_err(|fault| fault.of(image, None))?;
-    let made = tree.directory(&Name::default(), of_root);
+    let made = tree.directory(Name::default(), of_root);
     made.map_err(|fault| fault.of(image, None))?;
     // Files with several names, by device and inode: the first name that was copied.
     let mut linked: HashMap<(u64, u64), Name> = HashMap::new();
     walk(root, limits, image, &mut |found| {
         tree.count(&found.name)?;
-        one(found, tree, limits, &mut linked)
+        one(found, tree, &mut linked)
     })
 }
 
 fn one(
     found: &Found<'_>,
     tree: &mut Tree<'_>,
-    limits: &Limits,
     linked: &mut HashMap<(u64, u64), Name>,
 ) -> Result<(), Fault> {
     let name = &found.name;
@@ -105,7 +104,7 @@ fn one(
     );
     if usable && found.stat.st_nlink > 1 {
         if let Some(first) = linked.get(&identity) {
-            return tree.hard_link(name, first);
+            return tree.hard_link(name.clone(), first);
         }
         linked.insert(identity, name.clone());
     }
@@ -113,19 +112,24 @@ fn one(
         FileType::Directory => {
             let fd = open(found, OFlags::RDONLY | OFlags::DIRECTORY, false)?;
             let given = attributes_of(&fd, tree)?;
-            tree.directory(name, given)
+            tree.directory(name.clone(), given)
         }
         FileType::RegularFile => {
             let mut file = File::from(open(found, OFlags::RDONLY | OFlags::NONBLOCK, true)?);
             let given = attributes_of(&file, tree)?;
             let size = found.stat.st_size.cast_unsigned();
-            tree.file(name, &given, size, &mut file)
+            let content = Content {
+                size,
+                bytes: &mut file,
+                sparse: found.stat.st_blocks.cast_unsigned() < size / 512,
+            };
+            tree.file(name.clone(), given, content)
         }
         FileType::Symlink => {
             let given = plain_attributes(&found.stat)?;
-            tree.symlink(name, &given, &target(found)?, limits)
+            tree.symlink(name.clone(), given, &target(found)?)
         }
-        FileType::Fifo => tree.pipe(name, &plain_attributes(&found.stat)?),
+        FileType::Fifo => tree.pipe(name.clone(), plain_attributes(&found.stat)?),
         _ => {
             tree.skip();
             Ok(())
@@ -154,7 +158,7 @@ fn attributes_of(fd: impl AsFd, tree: &mut Tree<'_>) -> Result<Attributes, Fault
     let given = Attributes::read(fd).doing("read owner and mode")?;
     attributes::owner(given.uid.into())?;
     attributes::owner(given.gid.into())?;
-    Ok(tree.allow(given))
+    tree.allow(given)
 }
 
 fn plain_attributes(stat: &Stat) -> Result<Attributes, Rule> {

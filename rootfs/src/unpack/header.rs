@@ -1,20 +1,18 @@
-//! Reading the headers of a tar stream: ustar, GNU long names, and pax (POSIX.1-2001).
+//! Reading the headers of a tar stream: ustar, GNU long names, pax (POSIX.1-2001), sparse files.
 //!
-//! Used by the archive front end. The `tar` crate reads the fields of a header block; the walk
-//! from header to header is done here, because three things must be strict where that crate is
-//! lenient: memory (an extended header may claim any size), pax records (they are counted, so
-//! that a value with a line break neither ends early nor smuggles a record), and the size that
-//! decides where the next header is. Sparse files are refused rather than half understood.
+//! Used by the archive front end. Written here and not taken from a library, because three things
+//! must be strict where libraries are lenient: memory (an extended header may claim any size),
+//! pax records (they are counted, so that a value with a line break neither ends early nor
+//! smuggles a record), and the size that decides where the next header is.
 
 use std::io::{self, Read};
 
-use tar::{EntryType, Header};
-
 use super::attributes::{self, Attributes};
+use super::block::{BLOCK, Block};
+use super::sparse::{Expanded, Form, Map, Records, decimal};
 use super::{Fault, Limits};
 use crate::error::Rule;
 
-const BLOCK: usize = 512;
 /// The most bytes of one extended header.
 const EXTENDED: u64 = 1 << 20;
 
@@ -36,8 +34,18 @@ pub(crate) struct Entry {
     pub(crate) name: Vec<u8>,
     pub(crate) link: Vec<u8>,
     pub(crate) kind: Kind,
+    /// Bytes of the object.
     pub(crate) size: u64,
+    /// Where they belong, when the archive has only some of them.
+    sparse: Option<Map>,
     pub(crate) attributes: Result<Attributes, Rule>,
+}
+
+impl Entry {
+    /// Whether the file has holes.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.sparse.is_some()
+    }
 }
 
 /// The values of pax records that mean something to us, for one entry.
@@ -49,7 +57,7 @@ struct Pax {
     uid: Option<u64>,
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
-    sparse: bool,
+    sparse: Option<Records>,
     xattrs: Vec<(String, Vec<u8>)>,
 }
 
@@ -87,43 +95,83 @@ impl<'a> Entries<'a> {
         let mut pending = Pending::default();
         loop {
             self.skip()?;
-            let Some(header) = self.header()? else {
+            let Some(block) = self.header()? else {
                 if pending.is_empty() {
                     return Ok(None);
                 }
                 return Err(header_rule("it describes an entry that does not follow"));
             };
-            let size = header
-                .entry_size()
-                .map_err(|e| header_rule(e.to_string()))?;
-            match header.entry_type() {
-                EntryType::XHeader => {
+            let header = Block(&block);
+            let size = header.size()?;
+            match header.kind() {
+                b'x' => {
                     let pax = Pax::parse(&self.extension(size)?)?;
                     once(&mut pending.pax, pax)?;
                 }
-                EntryType::XGlobalHeader => Pax::parse(&self.extension(size)?)?.check_global()?,
-                EntryType::GNULongName => {
+                b'g' => Pax::parse(&self.extension(size)?)?.check_global()?,
+                b'L' => {
                     let name = self.extension(size)?;
-                    once(&mut pending.long_name, without_end(name))?;
+                    once(&mut pending.long_name, terminated(name)?)?;
                 }
-                EntryType::GNULongLink => {
+                b'K' => {
                     let link = self.extension(size)?;
-                    once(&mut pending.long_link, without_end(link))?;
+                    once(&mut pending.long_link, terminated(link)?)?;
                 }
-                EntryType::GNUSparse => return Err(Rule::Sparse.into()),
-                kind => {
-                    let entry = entry(&header, kind, size, pending)?;
-                    self.content = entry.size;
-                    self.padding = padding(entry.size);
-                    return Ok(Some(entry));
-                }
+                _ => return self.entry(&header, size, pending).map(Some),
             }
         }
     }
 
-    /// The content of the current entry.
-    pub(crate) fn content(&mut self) -> impl Read + '_ {
-        Content(self)
+    /// The entry that a header and what came before it describe.
+    fn entry(&mut self, header: &Block<'_>, size: u64, pending: Pending) -> Result<Entry, Fault> {
+        let mut pax = pending.pax.unwrap_or_default();
+        let form = match pax.sparse.take() {
+            None => None,
+            Some(mut records) => {
+                pax.name = records.name.take().or(pax.name);
+                Some(records.form()?)
+            }
+        };
+        let stored = pax.size;
+        let mut entry = entry(header, size, pax, pending.long_name, pending.long_link)?;
+        let file = entry.kind == Kind::File;
+        let map = match form {
+            Some(_) if !file => return Err(header_rule("only a regular file can be sparse")),
+            Some(Form::Complete(map)) => Some(map),
+            Some(Form::InFront(length)) => {
+                self.content = entry.size;
+                let in_front = Map::in_front(&mut Content(self), length);
+                let (map, read) = in_front.map_err(Fault::reading)?;
+                entry.size -= read;
+                Some(map)
+            }
+            None if header.kind() == b'S' => {
+                let map = Map::old(header.sparse(), || self.block_behind())?;
+                entry.size = stored.unwrap_or(size);
+                Some(map)
+            }
+            None => None,
+        };
+        self.content = entry.size;
+        self.padding = padding(entry.size);
+        if let Some(map) = map {
+            if map.stored() != entry.size {
+                return Err(header_rule(
+                    "the segments of its sparse file are not as long as its content",
+                ));
+            }
+            entry.size = map.length;
+            entry.sparse = Some(map);
+        }
+        Ok(entry)
+    }
+
+    /// The content of the current entry; of a sparse file with all its zeros.
+    pub(crate) fn content(&mut self, entry: &Entry) -> impl Read + '_ {
+        match entry.sparse.clone() {
+            None => Whole::Plain(Content(self)),
+            Some(map) => Whole::Sparse(map.expand(Content(self))),
+        }
     }
 
     fn skip(&mut self) -> Result<(), Fault> {
@@ -140,9 +188,28 @@ impl<'a> Entries<'a> {
         Ok(())
     }
 
-    fn header(&mut self) -> Result<Option<Header>, Fault> {
-        let mut header = Header::new_old();
-        let block = header.as_mut_bytes();
+    fn header(&mut self) -> Result<Option<[u8; BLOCK]>, Fault> {
+        let Some(block) = self.block()? else {
+            return Ok(None);
+        };
+        let header = Block(&block);
+        if header.is_zero() {
+            return Ok(None);
+        }
+        match header.is_whole() {
+            true => Ok(Some(block)),
+            false => Err(header_rule("its checksum does not match: is this a tar?")),
+        }
+    }
+
+    /// A block that must be there.
+    fn block_behind(&mut self) -> Result<[u8; BLOCK], Fault> {
+        let ended = || Fault::reading(io::ErrorKind::UnexpectedEof.into());
+        self.block()?.ok_or_else(ended)
+    }
+
+    fn block(&mut self) -> Result<Option<[u8; BLOCK]>, Fault> {
+        let mut block = [0; BLOCK];
         let mut filled = 0;
         while filled < BLOCK {
             match self.input.read(&mut block[filled..]) {
@@ -153,15 +220,7 @@ impl<'a> Entries<'a> {
                 Err(error) => return Err(Fault::reading(error)),
             }
         }
-        if block.iter().all(|byte| *byte == 0) {
-            return Ok(None);
-        }
-        let outside = block[..148].iter().chain(&block[156..]);
-        let sum = outside.fold(8 * u32::from(b' '), |sum, byte| sum + u32::from(*byte));
-        match header.cksum() {
-            Ok(claimed) if claimed == sum => Ok(Some(header)),
-            _ => Err(header_rule("its checksum does not match: is this a tar?")),
-        }
+        Ok(Some(block))
     }
 
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, Fault> {
@@ -180,6 +239,22 @@ impl<'a> Entries<'a> {
     }
 }
 
+/// All bytes of a file.
+enum Whole<'e, 'a> {
+    Plain(Content<'e, 'a>),
+    Sparse(Expanded<Content<'e, 'a>>),
+}
+
+impl Read for Whole<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(content) => content.read(buffer),
+            Self::Sparse(content) => content.read(buffer),
+        }
+    }
+}
+
+/// The bytes that an archive has for a file.
 struct Content<'e, 'a>(&'e mut Entries<'a>);
 
 impl Read for Content<'_, '_> {
@@ -204,72 +279,70 @@ impl Pending {
     }
 }
 
-fn entry(header: &Header, kind: EntryType, size: u64, pending: Pending) -> Result<Entry, Fault> {
-    let pax = pending.pax.unwrap_or_default();
-    if pax.sparse {
-        return Err(Rule::Sparse.into());
-    }
-    let name = pax.name.or(pending.long_name);
-    let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
-    let link = pax.link.or(pending.long_link);
-    let link = link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
-    let kind = match kind {
+fn entry(
+    header: &Block<'_>,
+    size: u64,
+    pax: Pax,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+) -> Result<Entry, Fault> {
+    let name = pax.name.or(long_name).unwrap_or_else(|| header.name());
+    let kind = match header.kind() {
         // The oldest archives have no type for a directory.
-        EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
-        EntryType::Regular | EntryType::Continuous => Kind::File,
-        EntryType::Directory => Kind::Directory,
-        EntryType::Symlink => Kind::Symlink,
-        EntryType::Link => Kind::HardLink,
-        EntryType::Fifo => Kind::Pipe,
+        0 | b'0' if name.ends_with(b"/") => Kind::Directory,
+        0 | b'0' | b'7' | b'S' => Kind::File,
+        b'5' => Kind::Directory,
+        b'2' => Kind::Symlink,
+        b'1' => Kind::HardLink,
+        b'6' => Kind::Pipe,
         _ => Kind::Unusable,
     };
-    let has_content = kind == Kind::File || kind == Kind::Unusable && !is_device(header);
-    let size = if has_content {
-        pax.size.unwrap_or(size)
-    } else {
-        0
+    let link = match kind {
+        Kind::Symlink | Kind::HardLink => pax.link.or(long_link).unwrap_or_else(|| header.link()),
+        _ => Vec::new(),
     };
-    let attributes = field(pax.uid, || header.uid()).and_then(|uid| {
+    // Devices, like links, have no content whatever their size field says: so do GNU tar and Go.
+    let size = match (kind, header.kind()) {
+        (Kind::Unusable, b'3' | b'4') => 0,
+        (Kind::File | Kind::Unusable, _) => pax.size.unwrap_or(size),
+        _ => 0,
+    };
+    let or = |value: Option<u64>, header: Result<u64, Rule>| value.map_or(header, Ok);
+    let attributes = or(pax.uid, header.uid()).and_then(|uid| {
         Ok(Attributes {
             uid: attributes::owner(uid)?,
-            gid: attributes::owner(field(pax.gid, || header.gid())?)?,
-            mode: field(None, || header.mode())? & 0o7777,
-            mtime: field(pax.mtime, || {
-                Ok((header.mtime()?.try_into().unwrap_or(0), 0))
-            })?,
+            gid: attributes::owner(or(pax.gid, header.gid())?)?,
+            mode: header.mode()?,
+            mtime: match pax.mtime {
+                Some(time) => time,
+                None => (header.mtime()?, 0),
+            },
             xattrs: pax.xattrs,
         })
     });
     Ok(Entry {
         name,
-        link: link.unwrap_or_default(),
+        link,
         kind,
         size,
+        sparse: None,
         attributes,
     })
-}
-
-/// Devices, like links, have no content whatever their size field says: so do GNU tar and Go.
-fn is_device(header: &Header) -> bool {
-    matches!(header.entry_type(), EntryType::Char | EntryType::Block)
-}
-
-fn field<T>(pax: Option<T>, header: impl FnOnce() -> io::Result<T>) -> Result<T, Rule> {
-    match pax {
-        Some(value) => Ok(value),
-        None => header().map_err(|error| Rule::Header(error.to_string())),
-    }
 }
 
 fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-fn without_end(mut name: Vec<u8>) -> Vec<u8> {
-    if name.last() == Some(&0) {
-        name.pop();
+/// A long name ends with its only NUL. One that goes on behind it is two names, and which counts
+/// depends on the reader.
+fn terminated(mut name: Vec<u8>) -> Result<Vec<u8>, Fault> {
+    let end = name.iter().position(|byte| *byte == 0);
+    let rest = name.split_off(end.unwrap_or(name.len()));
+    match rest.iter().all(|byte| *byte == 0) {
+        true if !name.is_empty() => Ok(name),
+        _ => Err(header_rule("a long name of it has no proper end")),
     }
-    name
 }
 
 fn once<T>(place: &mut Option<T>, value: T) -> Result<(), Fault> {
@@ -304,11 +377,16 @@ impl Pax {
             b"uid" => self.uid = number(value)?,
             b"gid" => self.gid = number(value)?,
             b"mtime" => self.mtime = time(value)?,
-            key if key.starts_with(b"GNU.sparse.") => self.sparse = true,
             key => {
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    let records = self.sparse.get_or_insert_default();
+                    return Ok(records.take(key, value)?);
+                }
                 let name = key.strip_prefix(b"SCHILY.xattr.");
                 if let Some(name) = name.and_then(|name| std::str::from_utf8(name).ok()) {
-                    self.xattrs.push((name.to_owned(), value.to_vec()));
+                    // GNU tar writes the two characters that a key cannot have like this.
+                    let name = name.replace("%3D", "=").replace("%25", "%");
+                    self.xattrs.push((name, value.to_vec()));
                 }
             }
         }
@@ -322,7 +400,7 @@ impl Pax {
             && self.size.is_none()
             && self.uid.is_none()
             && self.gid.is_none()
-            && !self.sparse
+            && self.sparse.is_none()
             && self.xattrs.is_empty();
         if harmless {
             return Ok(());
@@ -336,7 +414,7 @@ impl Pax {
 /// One record: `LENGTH KEY=VALUE\n`, where the length counts all of it.
 fn record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = records.iter().take(20).position(|byte| *byte == b' ')?;
-    let length: usize = std::str::from_utf8(&records[..space]).ok()?.parse().ok()?;
+    let length = usize::try_from(decimal(&records[..space]).ok()?).ok()?;
     if length > records.len() || length < space + 2 {
         return None;
     }
@@ -351,13 +429,9 @@ fn filled(value: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn number(value: &[u8]) -> Result<Option<u64>, Fault> {
-    if value.is_empty() {
-        return Ok(None);
-    }
-    let text = std::str::from_utf8(value).ok();
-    match text.and_then(|text| text.parse().ok()) {
-        Some(number) => Ok(Some(number)),
-        None => Err(header_rule("a pax record should be a number and is not")),
+    match value {
+        [] => Ok(None),
+        digits => Ok(Some(decimal(digits)?)),
     }
 }
 
@@ -368,6 +442,11 @@ fn time(value: &[u8]) -> Result<Option<(i64, u32)>, Fault> {
     }
     let parsed = std::str::from_utf8(value).ok().and_then(|text| {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let unsigned = whole.strip_prefix('-').unwrap_or(whole);
+        let decimal = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if !decimal(unsigned) || !decimal(fraction) {
+            return None;
+        }
         let seconds: i64 = whole.parse().ok()?;
         let digits: String = fraction
             .chars()
@@ -413,6 +492,9 @@ mod tests {
             b"10 size=1x",
             b"10 size=x\n",
             b"8 nokey\n",
+            b"+10 size=1\n",
+            b"11 size=+1\n",
+            b"11 size=-1\n",
             b"0 =\n",
         ] {
             assert!(Pax::parse(bad).is_err(), "{}", bad.escape_ascii());
@@ -426,7 +508,17 @@ mod tests {
         assert_eq!(of("12.5"), (12, 500_000_000));
         assert_eq!(of("12.1234567891"), (12, 123_456_789));
         assert_eq!(of("-1.25"), (-2, 750_000_000));
-        assert!(time(b"1.x").is_err());
+        for bad in [
+            "1.x",
+            "+1",
+            "1.+5",
+            "-",
+            ".5",
+            "1.5.5",
+            "99999999999999999999",
+        ] {
+            assert!(time(bad.as_bytes()).is_err(), "{bad}");
+        }
     }
 
     #[test]

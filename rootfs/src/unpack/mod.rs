@@ -10,9 +10,13 @@
 
 pub(crate) mod archive;
 pub(crate) mod attributes;
+mod block;
 pub(crate) mod copy;
 pub(crate) mod header;
+pub(crate) mod listing;
 pub(crate) mod name;
+mod place;
+mod sparse;
 pub(crate) mod tree;
 pub(crate) mod whiteout;
 
@@ -27,11 +31,13 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of the layer when it is not compressed. Default: 64 GiB.
     pub bytes: u64,
-    /// Bytes of one name, and of one link target. Default: 4096.
+    /// Bytes of one name, and of one link target. Default: 4095, the longest path of Linux.
     pub name: usize,
     /// Directories inside each other. Default: 512.
     pub depth: usize,
-    /// Bytes of all names that must be remembered until the layer is complete. Default: 256 MiB.
+    /// Bytes of all names, link targets and names of extended attributes. They are kept in the
+    /// layer's listing; what of them must be remembered until the layer is complete may have an
+    /// eighth of it. Default: 256 MiB.
     pub names: u64,
 }
 
@@ -40,7 +46,7 @@ impl Default for Limits {
         Self {
             entries: 2_000_000,
             bytes: 64 << 30,
-            name: 4096,
+            name: 4095,
             depth: 512,
             names: 256 << 20,
         }

@@ -4,6 +4,8 @@
 //! it is relative, has no `.`, `..`, empty part or NUL byte, and keeps the limits. It says where
 //! something lies; only openat2 decides whether the way there stays inside.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::Limits;
@@ -45,21 +47,19 @@ impl TryFrom<String> for Name {
         if bytes.is_empty() {
             return Ok(Self::default());
         }
-        Self::parse(&bytes, &Limits::default())
+        Self::known(bytes).ok_or(Rule::Name)
     }
 }
 
 impl Name {
-    /// Reads a name of an archive. `./` in front and `/` at the end are dropped.
+    /// Reads a name of an archive. `/` and `./` in front and `/` at the end are dropped: the root
+    /// of an image is the layer's.
     pub(crate) fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, Rule> {
         if bytes.is_empty() || bytes.contains(&0) {
             return Err(Rule::Name);
         }
         if bytes.len() > limits.name {
             return Err(Rule::Length(limits.name));
-        }
-        if bytes[0] == b'/' {
-            return Err(Rule::Absolute);
         }
         let mut clean = Vec::with_capacity(bytes.len());
         let mut depth = 0;
@@ -83,6 +83,15 @@ impl Name {
         Ok(Self(clean))
     }
 
+    /// A name that is clean already; `None` when it is not.
+    pub(crate) fn known(bytes: Vec<u8>) -> Option<Self> {
+        let clean = !bytes.contains(&0)
+            && bytes
+                .split(|byte| *byte == b'/')
+                .all(|part| !matches!(part, b"" | b"." | b".."));
+        clean.then_some(Self(bytes))
+    }
+
     /// Its bytes; `.` for the root, so that it can be given to a system call.
     pub(crate) fn path(&self) -> &[u8] {
         if self.0.is_empty() { b"." } else { &self.0 }
@@ -100,13 +109,24 @@ impl Name {
 
     /// The directory it lies in, and its last part; `None` for the root.
     pub(crate) fn split(&self) -> Option<(Self, &[u8])> {
+        let (directory, last) = self.parts()?;
+        Some((Self(directory.to_vec()), last))
+    }
+
+    /// The same, without a copy.
+    pub(crate) fn parts(&self) -> Option<(&[u8], &[u8])> {
         if self.is_root() {
             return None;
         }
         Some(match self.0.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => (Self(self.0[..slash].to_vec()), &self.0[slash + 1..]),
-            None => (Self::default(), &self.0),
+            Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
+            None => (&[], &self.0),
         })
+    }
+
+    /// The directory it lies in; the root lies in itself.
+    pub(crate) fn parent(&self) -> Self {
+        self.split().map(|(parent, _)| parent).unwrap_or_default()
     }
 
     /// The name of something in this directory.
@@ -134,6 +154,24 @@ impl Name {
     pub(crate) fn ancestors(&self) -> impl Iterator<Item = Self> + '_ {
         let slashes = self.0.iter().enumerate().filter(|(_, byte)| **byte == b'/');
         slashes.map(|(at, _)| Self(self.0[..at].to_vec()))
+    }
+
+    /// The first of some names that lies in this directory, at any depth.
+    pub(crate) fn first_below(&self, names: &BTreeSet<Self>) -> Option<Self> {
+        let mut from = self.0.clone();
+        if !from.is_empty() {
+            from.push(b'/');
+        }
+        // What lies in a directory is together in the order of names.
+        let next = names.range(Self(from)..).next();
+        next.filter(|next| next.is_below(self)).cloned()
+    }
+
+    /// Removes all names that lie in this directory.
+    pub(crate) fn remove_below(&self, names: &mut BTreeSet<Self>) {
+        while let Some(name) = self.first_below(names) {
+            names.remove(&name);
+        }
     }
 
     /// Whether it lies in that directory, at any depth.
@@ -191,18 +229,19 @@ mod tests {
         assert_eq!(parse("./a//b/./c/").unwrap(), name("a/b/c"));
         assert!(parse("./").unwrap().is_root());
         assert_eq!(parse("..a/b..").unwrap(), name("..a/b.."));
+        assert_eq!(parse("//etc/passwd").unwrap(), name("etc/passwd"));
+        assert!(parse("/").unwrap().is_root());
     }
 
     #[test]
     fn names_that_lead_out_are_refused() {
         assert!(matches!(parse("a/../b"), Err(Rule::Parent)));
         assert!(matches!(parse(".."), Err(Rule::Parent)));
-        assert!(matches!(parse("/etc/passwd"), Err(Rule::Absolute)));
         assert!(matches!(parse(""), Err(Rule::Name)));
         assert!(matches!(parse("a\0b"), Err(Rule::Name)));
         assert!(matches!(parse(&"x".repeat(256)), Err(Rule::Length(255))));
         assert!(matches!(parse(&"x/".repeat(513)), Err(Rule::Depth(512))));
-        assert!(matches!(parse(&"x/".repeat(2049)), Err(Rule::Length(4096))));
+        assert!(matches!(parse(&"x/".repeat(2048)), Err(Rule::Length(4095))));
     }
 
     #[test]
@@ -250,5 +289,10 @@ mod tests {
         assert_eq!(beneath("c").unwrap(), of);
         assert!(matches!(beneath("c/d"), Err(Rule::Depth(3))));
         assert_eq!(name("c").beneath(None, &limits).unwrap(), name("c"));
+        let mut names: BTreeSet<_> = ["a", "a-", "a/b", "a/b/c", "a0", "b"].map(name).into();
+        name("a").remove_below(&mut names);
+        assert!(names.iter().eq(&["a", "a-", "a0", "b"].map(name)));
+        name("").remove_below(&mut names);
+        assert!(names.is_empty());
     }
 }

@@ -66,7 +66,17 @@ impl Place {
     pub(crate) fn import(&self, name: &str, tar: &[u8]) -> Result<Image> {
         let path = self.path(name);
         std::fs::write(&path, tar).unwrap();
-        self.store().import(&ImageSource::Path(path))
+        let image = self.store().import(&ImageSource::Path(path))?;
+        self.assert_listed(&image);
+        Ok(image)
+    }
+
+    /// Asserts that the layers of an image are as their listings say.
+    pub(crate) fn assert_listed(&self, image: &Image) {
+        for layer in &image.layers {
+            let damage = self.store().verify_layer(layer).unwrap();
+            assert!(damage.is_empty(), "{damage:?}");
+        }
     }
 
     /// The tree of a layer.
