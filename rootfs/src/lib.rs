@@ -25,6 +25,7 @@
 //! ```
 
 mod capabilities;
+mod collect;
 mod digest;
 mod dirs;
 mod durable;
@@ -37,6 +38,7 @@ mod layers;
 mod oci;
 mod overlay;
 mod registry;
+mod recover;
 mod remove;
 mod rootfs;
 mod source;
@@ -47,15 +49,19 @@ mod trash;
 mod unpack;
 
 pub use capabilities::{Capabilities, Volatile};
+pub use collect::{
+    CollectPolicy, CollectProblem, CollectReport, Disk, KeptObjects, Outcome, Space, WaterMarks,
+};
 pub use digest::{Digest, NoDigest};
 pub use error::{Error, Result, Rule};
 pub use garden_sys::userns::IdRange;
 pub use image::{Image, ImageConfig, Layer};
 pub use import::options::{Credentials, ImportOptions, Progress, Stage};
 pub use registry::{RegistryError, RegistryPolicy, ServerStep, Timeouts};
+pub use recover::Recovered;
 pub use rootfs::{CreateRequest, Mapping, Rootfs, RootfsInfo};
 pub use source::{ImageSource, RegistryReference, TagOrDigest};
 pub use store::{ImageInfo, Maintenance, Role, Store, StoreOptions, Unmount};
-pub use trash::TrashStats;
+pub use trash::{TrashFailure, TrashStats};
 pub use unpack::Limits;
 pub use unpack::attributes::Attributes;

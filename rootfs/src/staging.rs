@@ -103,6 +103,16 @@ fn lock(dirs: &Dirs, name: &str) -> rustix::io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Whether nobody works in a staging directory.
+pub(crate) fn is_free(dirs: &Dirs, name: &str) -> bool {
+    let opened = dirs::directory(&dirs.tmp, name);
+    opened.is_ok_and(|fd| {
+        let free = rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).is_ok();
+        let _ = rustix::fs::flock(&fd, FlockOperation::Unlock);
+        free
+    })
+}
+
 /// Discards staging directories in which nobody works any more; gives their number.
 pub(crate) fn sweep(dirs: &Dirs, trash: &Trash) -> Result<usize> {
     let mut swept = 0;

@@ -10,11 +10,23 @@ const WHO_PROCESS: libc::c_int = 1;
 /// The class that is served when nobody else wants the disk, above the 13 bits of data.
 const CLASS_IDLE: libc::c_int = 3 << 13;
 
+/// No class: what follows from the thread's share of the CPU, as for everybody.
+const CLASS_NONE: libc::c_int = 0;
+
 /// Puts the calling thread into the idle class of disk priority (`ioprio_set(2)`, Linux 2.6.13).
 pub fn make_io_idle() -> io::Result<()> {
+    set(CLASS_IDLE)
+}
+
+/// Gives the calling thread the disk priority of everybody else again.
+pub fn make_io_normal() -> io::Result<()> {
+    set(CLASS_NONE)
+}
+
+fn set(class: libc::c_int) -> io::Result<()> {
     // SAFETY: takes three integers and no memory; 0 names the calling thread, so that no other
     // thread can be changed by mistake.
-    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) };
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, class) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -36,6 +48,8 @@ mod tests {
         std::thread::spawn(|| {
             make_io_idle().unwrap();
             assert_eq!(current() & !0x1fff, libc::c_long::from(CLASS_IDLE));
+            make_io_normal().unwrap();
+            assert_ne!(current() & !0x1fff, libc::c_long::from(CLASS_IDLE));
         })
         .join()
         .unwrap();
