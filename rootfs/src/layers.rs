@@ -172,6 +172,12 @@ impl Layers {
         }
     }
 
+    /// The same, as it is on the disk now: what is known already is forgotten.
+    pub(crate) fn get_anew(&self, key: &str) -> Option<Arc<LayerRecord>> {
+        self.lock().remove(key);
+        self.get(key)
+    }
+
     /// The same, and keeps it from being collected.
     pub(crate) fn using(&self, key: &str) -> Result<Option<Used>> {
         let step = || format!("use the layer {key:?}");

@@ -25,6 +25,7 @@
 //! ```
 
 mod capabilities;
+mod check;
 mod collect;
 mod digest;
 mod dirs;
@@ -49,6 +50,7 @@ mod trash;
 mod unpack;
 
 pub use capabilities::{Capabilities, Volatile};
+pub use check::{CheckReport, Finding, FindingKind, Repair, Repaired};
 pub use collect::{
     CollectPolicy, CollectProblem, CollectReport, Disk, KeptObjects, Outcome, Space, WaterMarks,
 };

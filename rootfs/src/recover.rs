@@ -7,7 +7,8 @@
 //!
 //! One object that cannot be dealt with is told and left for the next time; the rest goes on.
 
-mod mounts;
+pub(crate) mod locks;
+pub(crate) mod mounts;
 
 use serde::Serialize;
 
@@ -31,13 +32,15 @@ pub struct Recovered {
     pub layers: usize,
     /// Images without all their layers.
     pub images: usize,
+    /// Lock files of processes that died.
+    pub locks: usize,
 }
 
 /// Looks through the whole store, until it is told to stop.
 pub(crate) fn recover(store: &Store, stop: &dyn Fn() -> bool) -> Recovered {
     type Part = fn(&Store, &dyn Fn() -> bool) -> Result<usize>;
     let mut found = Recovered::default();
-    let parts: [(&mut usize, &str, Part); 5] = [
+    let parts: [(&mut usize, &str, Part); 6] = [
         (&mut found.mounts, "mounts", |store, _| {
             mounts::detach(store)
         }),
@@ -47,6 +50,9 @@ pub(crate) fn recover(store: &Store, stop: &dyn Fn() -> bool) -> Recovered {
         (&mut found.rootfs, "root filesystems", sweep_rootfs),
         (&mut found.layers, "layers", sweep_layers),
         (&mut found.images, "images", sweep_images),
+        (&mut found.locks, "locks", |store, _| {
+            locks::sweep(&store.inner.dirs)
+        }),
     ];
     for (count, what, part) in parts {
         match part(store, stop) {

@@ -125,7 +125,6 @@ impl References {
 }
 
 /// Which root filesystems use each layer, by key.
-#[expect(dead_code)]
 pub(crate) fn users(all: &[RootfsInfo]) -> HashMap<&str, Vec<&str>> {
     let mut users: HashMap<&str, Vec<&str>> = HashMap::new();
     for rootfs in all {

@@ -85,7 +85,8 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     plain
 }
 
-fn detach_one(dirs: &Dirs, path: &Path) -> rustix::io::Result<()> {
+/// Detaches a mount by its path in the store.
+pub(crate) fn detach_one(dirs: &Dirs, path: &Path) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let path = path.as_os_str().as_bytes();
