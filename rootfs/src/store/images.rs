@@ -55,6 +55,14 @@ impl Recent {
         }
     }
 
+    /// Lets go of everything.
+    pub(crate) fn clear(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     /// Lets go of what was kept long enough.
     pub(crate) fn expire(&self) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);

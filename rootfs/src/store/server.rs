@@ -114,6 +114,8 @@ impl Drop for Server {
         self.signal.stop();
         self.inner.trash.stop();
         self.durable.stop();
+        // A thread may keep what it is in alive for a moment longer.
+        self.inner.recent.clear();
     }
 }
 
