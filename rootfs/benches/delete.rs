@@ -111,11 +111,30 @@ fn ours(store: &Store, image: &Image, load: Load, number: usize) -> Duration {
     let id = format!("r{number}");
     let rootfs = create(store, image, &id);
     write(&rootfs.mount, load);
+    let before = switches();
     let since = Instant::now();
     assert!(store.destroy_holding(&id, vec![rootfs.mount]).unwrap());
     let took = since.elapsed();
+    let after = switches();
+    if took > Duration::from_millis(1) {
+        let (waited, lost) = (after.0 - before.0, after.1 - before.1);
+        println!("  {took:.1?}: waited {waited} times, lost the processor {lost} times");
+    }
     store.wait_trash_empty(Duration::from_secs(600));
     took
+}
+
+/// How often this thread waited for something, and how often others took its processor.
+fn switches() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let number = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap();
+        line.rsplit('\t').next().unwrap().parse().unwrap()
+    };
+    (
+        number("voluntary_ctxt_switches"),
+        number("nonvoluntary_ctxt_switches"),
+    )
 }
 
 fn create(store: &Store, image: &Image, id: &str) -> Rootfs {

@@ -55,7 +55,7 @@ impl<'a> Pacer<'a> {
             progress,
             idle: Cell::new(None),
         };
-        pacer.prioritise();
+        pacer.pause();
         pacer
     }
 

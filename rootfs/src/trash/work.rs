@@ -91,6 +91,10 @@ impl Trash {
     }
 
     fn work(&self) {
+        // Whoever put something in is to return before it is removed.
+        if let Err(error) = garden_sys::priority::make_batch() {
+            tracing::debug!(%error, "the trash keeps its priority on the processor");
+        }
         while let Some(next) = self.take() {
             self.remove(next);
         }
