@@ -62,10 +62,8 @@ fn main() {
     };
     times(&mut place, "empty");
     for number in 0..MANY {
-        place
-            .store()
-            .create(&request(&format!("r{number}")))
-            .unwrap();
+        let id = format!("r{number}");
+        place.store().create(&request(&id, &image)).unwrap();
     }
     times(&mut place, "1000 root filesystems");
     place.store = None;
