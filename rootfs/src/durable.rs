@@ -29,13 +29,8 @@ pub(crate) struct Durable {
 
 impl Durable {
     /// Starts the thread.
-    pub(crate) fn start(
-        dirs: &Arc<Dirs>,
-        layers: &Arc<Layers>,
-        pending: Vec<String>,
-    ) -> Result<Arc<Self>> {
+    pub(crate) fn start(dirs: &Arc<Dirs>, layers: &Arc<Layers>) -> Result<Arc<Self>> {
         let durable = Arc::new(Self::default());
-        durable.add(pending);
         let (thread, dirs, layers) = (Arc::clone(&durable), Arc::clone(dirs), Arc::clone(layers));
         std::thread::Builder::new()
             .name("garden-durable".to_owned())
@@ -55,7 +50,10 @@ impl Durable {
     /// Remembers layers that were just published.
     pub(crate) fn add(&self, keys: Vec<String>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.pending.extend(keys);
+        let new: Vec<_> = (keys.into_iter())
+            .filter(|key| !state.pending.contains(key))
+            .collect();
+        state.pending.extend(new);
         self.changed.notify_all();
     }
 

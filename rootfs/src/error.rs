@@ -75,6 +75,19 @@ pub enum Error {
     /// Another server works with this store.
     #[error("the store {} is in use by another server: stop it, or use another store", .0.display())]
     StoreInUse(PathBuf),
+    /// There is no space, also after the trash was emptied and what is unused was collected.
+    #[error(
+        "the disk of the store {} is full, and nothing more can be collected: make room on it, \
+         or destroy something",
+        store.display()
+    )]
+    StoreFull {
+        /// The store.
+        store: PathBuf,
+        /// What found no space.
+        #[source]
+        source: Box<Error>,
+    },
     /// The mapping of owners is not usable.
     #[error("the mapping of owners cannot be used: {0}")]
     InvalidMapping(String),

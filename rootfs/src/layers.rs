@@ -25,6 +25,7 @@ use crate::error::{Error, Result, Step};
 use crate::fixup::Fixups;
 use crate::image::Layer;
 use crate::staging::Staged;
+use crate::store::hold::{self, Hold};
 use crate::trash::Trash;
 use crate::unpack::attributes::Attributes;
 use crate::unpack::listing::{self, CONTENTS, Damage, Sum};
@@ -50,7 +51,7 @@ pub(crate) struct LayerRecord {
     /// The digest of the packed bytes it was read from; `None` for a directory.
     pub(crate) blob: Option<Digest>,
     pub(crate) size: u64,
-    entries: u64,
+    pub(crate) entries: u64,
     /// The sum of its listing.
     pub(crate) contents: Sum,
     /// The boot in which it was made.
@@ -73,6 +74,20 @@ impl LayerRecord {
             size: self.size,
         }
     }
+}
+
+/// What the records of all versions of this program have.
+#[derive(Deserialize)]
+struct AnyRecord {
+    key: String,
+    boot: String,
+}
+
+/// A layer that is not collected until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Used {
+    pub(crate) record: Arc<LayerRecord>,
+    pub(crate) hold: Hold,
 }
 
 /// Where the tree of a layer came from. All of it was verified.
@@ -114,25 +129,17 @@ impl Layers {
         }
     }
 
-    /// Reads the records, and discards what cannot be trusted. Also gives the keys of the layers
-    /// that are not durable yet.
-    pub(crate) fn open(dirs: &Arc<Dirs>, trash: &Trash) -> Result<(Self, Vec<String>)> {
-        let layers = Self::new(dirs);
-        let mut pending = Vec::new();
-        for name in dirs::names(&dirs.layers).step(|| "read the layers".to_owned())? {
-            let Some((record, durable)) = load(dirs, &name) else {
-                tracing::info!(layer = name, "discarding a layer that cannot be trusted");
-                trash
-                    .discard(&dirs.layers, &name, Vec::new())
-                    .step(|| format!("discard the layer {name}"))?;
-                continue;
-            };
-            if !durable {
-                pending.push(name.clone());
-            }
-            layers.lock().insert(name, Arc::new(record));
-        }
-        Ok((layers, pending))
+    /// Whether what is on the disk under this name may be used, by this program or, if it is of
+    /// another version, by that.
+    pub(crate) fn is_trusted(&self, name: &str) -> bool {
+        let sound = || {
+            let directory = dirs::directory(&self.dirs.layers, name).ok()?;
+            let bytes = dirs::read(&directory, RECORD).ok()??;
+            let record: AnyRecord = serde_json::from_slice(&bytes).ok()?;
+            let counts = record.boot == self.dirs.boot || dirs::exists(&directory, DURABLE);
+            Some(record.key == name && counts && dirs::exists(&directory, TREE))
+        };
+        sound() == Some(true)
     }
 
     /// The keys of the layers that are not durable yet.
@@ -165,6 +172,25 @@ impl Layers {
                 Some(record)
             }
         }
+    }
+
+    /// The same, as it is on the disk now: what is known already is forgotten.
+    pub(crate) fn get_anew(&self, key: &str) -> Option<Arc<LayerRecord>> {
+        self.lock().remove(key);
+        self.get(key)
+    }
+
+    /// The same, and keeps it from being collected.
+    pub(crate) fn using(&self, key: &str) -> Result<Option<Used>> {
+        let step = || format!("use the layer {key:?}");
+        // First, so that only a plain name is looked for.
+        if self.get(key).is_none() {
+            return Ok(None);
+        }
+        let Some(hold) = hold::hold(&self.dirs.layers, key).step(step)? else {
+            return Ok(None);
+        };
+        Ok(self.get(key).map(|record| Used { record, hold }))
     }
 
     /// A layer made from this tar in this directory, above whatever it was.
@@ -222,7 +248,8 @@ impl Layers {
         listing::verify(&tree, &contents, record.contents).step(step)
     }
 
-    /// Gives a finished tree its key. Whoever calls it has the right to make this layer: see the
+    /// Gives a finished tree its key, and keeps it from being collected. Whoever calls it has the
+    /// right to make this layer: see the
     /// flights.
     pub(crate) fn publish(
         &self,
@@ -231,7 +258,7 @@ impl Layers {
         origin: Origin,
         fixups: &Fixups,
         trash: &Trash,
-    ) -> Result<Arc<LayerRecord>> {
+    ) -> Result<Used> {
         let key = key(origin.diff_id, origin.base.as_ref(), fixups)?;
         if made.skipped > 0 || made.attributes > 0 {
             tracing::debug!(
@@ -260,17 +287,17 @@ impl Layers {
         let text = serde_json::to_vec(&record).map_err(|error| Error::host(step(), error))?;
         dirs::write(&staged, RECORD, &text).step(step)?;
         if dirs::exists(&self.dirs.layers, &key) {
-            if let Some(known) = self.get(&key) {
+            if let Some(known) = self.using(&key)? {
                 return Ok(known);
             }
             // What an earlier boot did not finish, and no server has taken away yet.
             let discarded = trash.discard(&self.dirs.layers, &key, Vec::new());
             discarded.step(step)?;
         }
-        staged.publish(self.dirs.layers.as_fd(), &key).step(step)?;
+        let hold = (staged.publish(self.dirs.layers.as_fd(), &key)).step(step)?;
         let record = Arc::new(record);
         self.lock().insert(key, Arc::clone(&record));
-        Ok(record)
+        Ok(Used { record, hold })
     }
 
     /// Marks layers as durable: their data must have reached the disk.

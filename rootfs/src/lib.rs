@@ -25,6 +25,8 @@
 //! ```
 
 mod capabilities;
+mod check;
+mod collect;
 mod digest;
 mod dirs;
 mod durable;
@@ -36,6 +38,7 @@ mod import;
 mod layers;
 mod oci;
 mod overlay;
+mod recover;
 mod registry;
 mod remove;
 mod rootfs;
@@ -47,16 +50,21 @@ mod trash;
 mod unpack;
 
 pub use capabilities::{Capabilities, Volatile};
+pub use check::{CheckReport, Finding, FindingKind, Repair, Repaired};
+pub use collect::{
+    CollectPolicy, CollectProblem, CollectReport, Disk, KeptObjects, Outcome, Space, WaterMarks,
+};
 pub use digest::{Digest, NoDigest};
 pub use error::{Error, Result, Rule};
 pub use garden_sys::userns::IdRange;
 pub use image::{Image, ImageConfig, Layer};
 pub use import::options::{Credentials, ImportOptions, Progress, Stage};
+pub use recover::Recovered;
 pub use registry::{RegistryError, RegistryPolicy, ServerStep, Timeouts};
 pub use rootfs::{CreateRequest, Mapping, Rootfs, RootfsInfo};
 pub use source::{ImageSource, RegistryReference, TagOrDigest};
 pub use store::{ImageInfo, Maintenance, Role, Store, StoreOptions, Unmount};
-pub use trash::TrashStats;
+pub use trash::{TrashFailure, TrashStats};
 pub use unpack::Limits;
 pub use unpack::attributes::Attributes;
 pub use unpack::listing::{Damage, Wrong};

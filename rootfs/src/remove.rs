@@ -17,14 +17,41 @@ use rustix::io::Errno;
 
 /// How many directories are open at once, at most.
 const DEPTH: usize = 64;
+/// Larger files are cut down to nothing in steps of as much: freeing all of a huge one at once
+/// would hold up everybody who waits for the journal of the file system.
+const STEP: u64 = 128 << 20;
+
+/// How fast to go, and what was done.
+pub(crate) trait Pace {
+    /// Called before each object is removed; may wait. An error ends the removal.
+    fn go_on(&self) -> io::Result<()>;
+
+    /// Called between the steps in which a huge file is removed; may wait.
+    fn step(&self) -> io::Result<()> {
+        self.go_on()
+    }
+
+    /// So many bytes were set free.
+    fn freed(&self, _bytes: u64) {}
+}
+
+/// Goes as fast as it can, until it is told to stop.
+impl<F: Fn() -> bool> Pace for F {
+    fn go_on(&self) -> io::Result<()> {
+        match self() {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => Ok(()),
+        }
+    }
+}
 
 /// Removes `top/name`, whatever it is; it is fine when it is not there. Gives up early, with
-/// `Interrupted`, when `stop` says so. A mount point inside is `CrossesDevices`.
-pub(crate) fn tree(top: impl AsFd, name: &OsStr, stop: &dyn Fn() -> bool) -> io::Result<()> {
+/// `Interrupted`, when its pace says so. A mount point inside is `CrossesDevices`.
+pub(crate) fn tree(top: impl AsFd, name: &OsStr, pace: &dyn Pace) -> io::Result<()> {
     let mut walk = Walk {
         top: top.as_fd(),
         moved: vec![name.as_bytes().to_vec()],
-        stop,
+        pace,
     };
     while let Some(name) = walk.moved.pop() {
         walk.remove(walk.top, &name, 0)?;
@@ -38,7 +65,7 @@ pub(crate) fn contents(
     top: impl AsFd,
     name: &OsStr,
     but: &OsStr,
-    stop: &dyn Fn() -> bool,
+    pace: &dyn Pace,
 ) -> io::Result<()> {
     let top = top.as_fd();
     let directory = match open(top, name.as_bytes()) {
@@ -51,7 +78,7 @@ pub(crate) fn contents(
     let mut walk = Walk {
         top,
         moved: Vec::new(),
-        stop,
+        pace,
     };
     walk.empty(&directory, 0, Some(but.as_bytes()))?;
     while let Some(name) = walk.moved.pop() {
@@ -64,17 +91,52 @@ struct Walk<'a> {
     top: BorrowedFd<'a>,
     /// Names in `top` that are still to be removed.
     moved: Vec<Vec<u8>>,
-    stop: &'a dyn Fn() -> bool,
+    pace: &'a dyn Pace,
 }
 
 impl Walk<'_> {
     /// Removes one object of unknown type.
     fn remove(&mut self, parent: BorrowedFd<'_>, name: &[u8], depth: usize) -> io::Result<()> {
+        let bytes = self.shrink(parent, name)?;
         match unlink(parent, name, AtFlags::empty()) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.pace.freed(bytes);
+                Ok(())
+            }
             Err(Errno::ISDIR) => self.directory(parent, name, depth),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Cuts a huge file down; gives how many bytes its removal sets free. What cannot be cut is
+    /// removed as it is.
+    fn shrink(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<u64> {
+        let Ok(stat) = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            return Ok(0);
+        };
+        // What has another name is not removed with this one.
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 {
+            return Ok(0);
+        }
+        let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        if bytes <= STEP {
+            return Ok(bytes);
+        }
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::openat(parent, name, flags, Mode::empty()) else {
+            return Ok(bytes);
+        };
+        // By its blocks: a sparse file may be as long as it wants.
+        let steps = bytes.div_ceil(STEP);
+        let length = u64::try_from(stat.st_size).unwrap_or(0);
+        for left in (0..steps).rev() {
+            let end = length / steps * left;
+            if rustix::fs::ftruncate(&file, end).is_err() {
+                break;
+            }
+            self.pace.step()?;
+        }
+        Ok(bytes)
     }
 
     fn directory(&mut self, parent: BorrowedFd<'_>, name: &[u8], depth: usize) -> io::Result<()> {
@@ -100,9 +162,7 @@ impl Walk<'_> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut entries = RawDir::new(directory, &mut buffer);
         while let Some(entry) = entries.next() {
-            if (self.stop)() {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
+            self.pace.go_on()?;
             let entry = match entry {
                 // Somebody else removed the directory itself.
                 Err(Errno::NOENT) => break,
@@ -229,6 +289,44 @@ mod tests {
         }
         tree(&fd, "t".as_ref(), &|| false).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn huge_files_go_in_steps() {
+        #[derive(Default)]
+        struct Count(std::cell::Cell<(u64, u64)>);
+        impl Pace for Count {
+            fn go_on(&self) -> io::Result<()> {
+                Ok(())
+            }
+            fn step(&self) -> io::Result<()> {
+                let (steps, freed) = self.0.get();
+                self.0.set((steps + 1, freed));
+                Ok(())
+            }
+            fn freed(&self, bytes: u64) {
+                let (steps, freed) = self.0.get();
+                self.0.set((steps, freed + bytes));
+            }
+        }
+        let (dir, fd) = top();
+        let huge = File::create(dir.path().join("huge")).unwrap();
+        let mode = rustix::fs::FallocateFlags::empty();
+        if rustix::fs::fallocate(&huge, mode, 0, 2 * STEP + 1).is_err() {
+            println!("SKIPPED huge_files_go_in_steps: this disk does not allocate ahead");
+            return;
+        }
+        let count = Count::default();
+        tree(&fd, "huge".as_ref(), &count).unwrap();
+        let (steps, freed) = count.0.get();
+        assert_eq!(steps, 3);
+        assert!(freed > 2 * STEP);
+        // With another name it is not touched.
+        let kept = File::create(dir.path().join("kept")).unwrap();
+        rustix::fs::fallocate(&kept, mode, 0, 2 * STEP).unwrap();
+        std::fs::hard_link(dir.path().join("kept"), dir.path().join("also")).unwrap();
+        tree(&fd, "also".as_ref(), &|| false).unwrap();
+        assert_eq!(kept.metadata().unwrap().len(), 2 * STEP);
     }
 
     #[test]

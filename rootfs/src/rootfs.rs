@@ -13,8 +13,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use garden_sys::userns::{self, IdRange};
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{Gid, Mode, Stat, Uid};
 use rustix::io::Errno;
+use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -97,13 +98,32 @@ pub struct RootfsInfo {
     pub boot: String,
 }
 
+/// What is on the disk under an id.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// One of this boot.
+    Live(Box<RootfsInfo>),
+    /// One that did not survive a reboot, and was not taken away yet.
+    OfAnotherBoot,
+    /// Something of this boot whose record nobody can read.
+    Unreadable,
+    /// Nothing.
+    Gone,
+}
+
 impl Store {
     /// Makes a root filesystem and its mount. Takes the same time whatever the image's size, and
-    /// waits for no disk.
+    /// waits for no disk; but when there is no space left, it waits for what the trash and a
+    /// collection set free, tries once more, and may end with [`Error::StoreFull`].
     pub fn create(&self, request: &CreateRequest<'_>) -> Result<Rootfs> {
+        self.with_room(|| self.create_once(request))
+    }
+
+    fn create_once(&self, request: &CreateRequest<'_>) -> Result<Rootfs> {
         let id = check_id(request.id)?;
+        let _foreground = self.inner.trash.foreground();
         self.check_host(&request.mapping)?;
-        if dirs::exists(&self.inner.dirs.rootfs, id) {
+        if dirs::exists(&self.inner.dirs.rootfs, id) && !self.free_id(id)? {
             return Err(Error::IdInUse(id.to_owned()));
         }
         // Until the record below refers to its layers.
@@ -157,6 +177,7 @@ impl Store {
         let Ok(id) = check_id(id) else {
             return Ok(false);
         };
+        let _foreground = self.inner.trash.foreground();
         let done = self
             .inner
             .trash
@@ -172,11 +193,54 @@ impl Store {
         Ok(names.iter().filter_map(|id| self.info(id)).collect())
     }
 
+    /// Destroys all root filesystems but those whose ids the owner keeps; gives the ids of the
+    /// others. For an owner that was restarted, and knows what it still has.
+    pub fn retain(&self, mut keeps: impl FnMut(&str) -> bool) -> Result<Vec<String>> {
+        let mut destroyed = Vec::new();
+        for rootfs in self.list()? {
+            if !keeps(&rootfs.id) && self.destroy(&rootfs.id)? {
+                destroyed.push(rootfs.id);
+            }
+        }
+        Ok(destroyed)
+    }
+
     pub(crate) fn info(&self, id: &str) -> Option<RootfsInfo> {
-        let directory = dirs::directory(&self.inner.dirs.rootfs, id).ok()?;
-        let bytes = dirs::read(&directory, RECORD).ok()??;
-        let info: RootfsInfo = serde_json::from_slice(&bytes).ok()?;
-        (info.id == id).then_some(info)
+        match self.state(id) {
+            State::Live(info) => Some(*info),
+            _ => None,
+        }
+    }
+
+    /// What is on the disk under an id.
+    pub(crate) fn state(&self, id: &str) -> State {
+        let dirs = &self.inner.dirs;
+        let Ok(directory) = dirs::directory(&dirs.rootfs, id) else {
+            return State::Gone;
+        };
+        let bytes = dirs::read(&directory, RECORD).ok().flatten();
+        let info = bytes.and_then(|bytes| serde_json::from_slice::<RootfsInfo>(&bytes).ok());
+        match info.filter(|info| info.id == id) {
+            Some(info) if info.boot == dirs.boot => State::Live(Box::new(info)),
+            Some(_) => State::OfAnotherBoot,
+            // It may have been destroyed just now.
+            None if !dirs::exists(&dirs.rootfs, id) => State::Gone,
+            // A record of this boot is whole; one that did not survive the end of another is not.
+            None if rustix::fs::fstat(&directory).is_ok_and(|stat| before_boot(&stat)) => {
+                State::OfAnotherBoot
+            }
+            None => State::Unreadable,
+        }
+    }
+
+    /// Frees an id that only something of another boot has; `false` when it is taken.
+    fn free_id(&self, id: &str) -> Result<bool> {
+        if !matches!(self.state(id), State::OfAnotherBoot) {
+            return Ok(!dirs::exists(&self.inner.dirs.rootfs, id));
+        }
+        let discarded = (self.inner.trash).discard(&self.inner.dirs.rootfs, id, Vec::new());
+        discarded.step(|| format!("discard the root filesystem {id:?} of another boot"))?;
+        Ok(true)
     }
 
     fn check_host(&self, mapping: &Mapping) -> Result<()> {
@@ -301,6 +365,13 @@ impl Failed {
             source: self.source,
         }
     }
+}
+
+/// Whether something got its name in an earlier boot. Only asked about what has no record.
+fn before_boot(stat: &Stat) -> bool {
+    let clock = |id| rustix::time::clock_gettime(id).tv_sec;
+    let booted = clock(ClockId::Realtime) - clock(ClockId::Boottime);
+    stat.st_ctime < booted
 }
 
 fn namespace(uid: &[IdRange], gid: &[IdRange]) -> Result<OwnedFd> {

@@ -52,6 +52,8 @@ impl Staged {
                     published: false,
                 });
             }
+            // Somebody looked at it just then; if it is still there, it is nobody's.
+            let _ = rustix::fs::unlinkat(&dirs.tmp, &name, AtFlags::REMOVEDIR);
         }
     }
 
@@ -103,27 +105,45 @@ fn lock(dirs: &Dirs, name: &str) -> rustix::io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Whether nobody works in a staging directory.
+pub(crate) fn is_free(dirs: &Dirs, name: &str) -> bool {
+    match dirs::directory(&dirs.tmp, name) {
+        Ok(fd) => {
+            let free = rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).is_ok();
+            let _ = rustix::fs::flock(&fd, FlockOperation::Unlock);
+            free && dirs::exists(&dirs.tmp, name)
+        }
+        // A file is nobody's for longer than it takes to rename it.
+        Err(error) => matches!(error, Errno::NOTDIR | Errno::LOOP),
+    }
+}
+
 /// Discards staging directories in which nobody works any more; gives their number.
 pub(crate) fn sweep(dirs: &Dirs, trash: &Trash) -> Result<usize> {
     let mut swept = 0;
     for name in dirs::names(&dirs.tmp).step(|| "list staging directories".to_owned())? {
-        let step = || format!("discard the staging directory {name}");
-        let _lock = match dirs::directory(&dirs.tmp, &name) {
-            Ok(fd) => match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => continue,
-                other => {
-                    other.step(step)?;
-                    Some(fd)
-                }
-            },
-            // Published or discarded just now.
-            Err(Errno::NOENT) => continue,
-            Err(Errno::NOTDIR | Errno::LOOP) => None,
-            Err(error) => return Err(crate::Error::host(step(), error)),
-        };
-        swept += usize::from(trash.discard(&dirs.tmp, &name, Vec::new()).step(step)?);
+        swept += usize::from(sweep_one(dirs, trash, &name)?);
     }
     Ok(swept)
+}
+
+/// Discards one, if nobody works in it.
+pub(crate) fn sweep_one(dirs: &Dirs, trash: &Trash, name: &str) -> Result<bool> {
+    let step = || format!("discard the staging directory {name}");
+    let _lock = match dirs::directory(&dirs.tmp, name) {
+        Ok(fd) => match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            other => {
+                other.step(step)?;
+                Some(fd)
+            }
+        },
+        // Published or discarded just now.
+        Err(Errno::NOENT) => return Ok(false),
+        Err(Errno::NOTDIR | Errno::LOOP) => None,
+        Err(error) => return Err(crate::Error::host(step(), error)),
+    };
+    trash.discard(&dirs.tmp, name, Vec::new()).step(step)
 }
 
 impl AsFd for Staged {

@@ -65,6 +65,7 @@ impl Import<'_> {
         let stack = Pipeline::new(self.store, self.image, self.options).run(&[job])?;
         self.tell(Progress::Done);
         let image = compose(id, self.image, &stack.records, ImageConfig::default());
+        self.store.keep_held(&image, stack.held);
         Ok(image)
     }
 
@@ -107,10 +108,11 @@ impl Import<'_> {
             false => Digest::of(uuid::Uuid::now_v7().as_bytes()),
         };
         let unpacked = Unpacked::new(staged, tree, made, diff_id);
-        let record = publish(self.store, unpacked, &Fixups::default(), self.image)?;
-        let image = compose(id, self.image, &[record], ImageConfig::default());
-        if unchanged {
-            self.store.remember(&image)?;
+        let used = publish(self.store, unpacked, &Fixups::default(), self.image)?;
+        let image = compose(id, self.image, &[used.record], ImageConfig::default());
+        match unchanged {
+            true => self.store.remember(&image)?,
+            false => self.store.keep_held(&image, vec![used.hold]),
         }
         tell(Stage::Done);
         self.tell(Progress::Done);

@@ -133,8 +133,9 @@ impl Import<'_> {
         self.check_quota(jobs)?;
         let stack = Pipeline::new(self.store, self.image, self.options).run(jobs)?;
         let image = compose(id, self.image, &stack.records, config);
-        if stack.stable {
-            self.store.remember(&image)?;
+        match stack.stable {
+            true => self.store.remember(&image)?,
+            false => self.store.keep_held(&image, stack.held),
         }
         self.tell(Progress::Done);
         Ok(image)

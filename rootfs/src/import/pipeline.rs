@@ -23,9 +23,10 @@ use crate::error::{Error, Result, Rule, Step};
 use crate::fixup::{Fixups, Lower};
 use crate::flight::{Flight, Stopped};
 use crate::image::ImageConfig;
-use crate::layers::{self, LayerRecord, Origin, TREE};
+use crate::layers::{self, LayerRecord, Origin, TREE, Used};
 use crate::staging::Staged;
 use crate::store::Store;
+use crate::store::hold::Hold;
 use crate::stream::{Allowed, Archive, Broken, Counts, Watch};
 use crate::unpack::archive;
 use crate::unpack::name::Name;
@@ -78,6 +79,8 @@ enum Ready {
 pub(super) struct Stack {
     /// Bottom first.
     pub(super) records: Vec<Arc<LayerRecord>>,
+    /// Keeps them from being collected until a record refers to them.
+    pub(super) held: Vec<Hold>,
     /// Whether all files were the same before and after they were read.
     pub(super) stable: bool,
 }
@@ -109,13 +112,15 @@ impl<'a> Pipeline<'a> {
     /// Brings all layers into the store, given the lowest first.
     pub(super) fn run(&self, jobs: &[Job<'_>]) -> Result<Stack> {
         let ready = self.ensure_all(jobs)?;
-        let mut lower: Vec<Lower> = Vec::new();
+        let (mut lower, mut held): (Vec<Lower>, Vec<Hold>) = Default::default();
         for (index, (job, ready)) in jobs.iter().zip(ready).enumerate() {
-            let record = self.place(index, job, ready, &lower)?;
+            let Used { record, hold } = self.place(index, job, ready, &lower)?;
+            held.push(hold);
             lower.insert(0, (self.store.inner.layers.tree(&record.key)?, record));
         }
         Ok(Stack {
             records: lower.into_iter().rev().map(|(_, record)| record).collect(),
+            held,
             stable: self.stable.load(Ordering::Relaxed),
         })
     }
@@ -182,7 +187,12 @@ impl<'a> Pipeline<'a> {
             Claim::Tar(_) => None,
             _ => Some(self.take(&layer_key(unpacked.origin.diff_id))?),
         };
-        let record = self.publish(unpacked, &fixups)?;
+        // Held until the record of an image refers to it. Where there is none yet, whoever needs
+        // the layer next looks whether it is there.
+        let Used {
+            record,
+            hold: _hold,
+        } = self.publish(unpacked, &fixups)?;
         if let Claim::File(_, path) = &job.claim
             && job.base.is_none()
             && job.is_unchanged()?
@@ -215,13 +225,7 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Finds or makes the form of a layer that fits above these.
-    fn place(
-        &self,
-        index: usize,
-        job: &Job<'_>,
-        ready: Ready,
-        lower: &[Lower],
-    ) -> Result<Arc<LayerRecord>> {
+    fn place(&self, index: usize, job: &Job<'_>, ready: Ready, lower: &[Lower]) -> Result<Used> {
         if let Some(base) = &job.base {
             self.check_base(base, lower)?;
         }
@@ -238,8 +242,8 @@ impl<'a> Pipeline<'a> {
                 if let Some(known) = layers.of_tar(diff_id, job.base.as_ref()) {
                     let fixups = Fixups::find(&known.implied, &known.whiteouts, lower)?;
                     let fitting = layers::key(diff_id, job.base.as_ref(), &fixups)?;
-                    if let Some(record) = layers.get(&fitting) {
-                        return Ok(record);
+                    if let Some(used) = layers.using(&fitting)? {
+                        return Ok(used);
                     }
                 }
                 self.unpack(job, &report)?
@@ -250,9 +254,9 @@ impl<'a> Pipeline<'a> {
             return Err(self.wrong(job, Rule::Layout("it changed while it was read".to_owned())));
         }
         let fixups = unpacked.fixups(lower)?;
-        let record = self.publish(unpacked, &fixups)?;
+        let used = self.publish(unpacked, &fixups)?;
         report.stage(Stage::Done);
-        Ok(record)
+        Ok(used)
     }
 
     /// What is unpacked beneath a directory that is not there would be beside the point.
@@ -343,7 +347,7 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    fn publish(&self, unpacked: Unpacked, fixups: &Fixups) -> Result<Arc<LayerRecord>> {
+    fn publish(&self, unpacked: Unpacked, fixups: &Fixups) -> Result<Used> {
         publish(self.store, unpacked, fixups, self.image)
     }
 
@@ -451,7 +455,7 @@ pub(super) fn publish(
     unpacked: Unpacked,
     fixups: &Fixups,
     image: &str,
-) -> Result<Arc<LayerRecord>> {
+) -> Result<Used> {
     let Unpacked {
         staged,
         tree,
@@ -460,11 +464,9 @@ pub(super) fn publish(
     } = unpacked;
     fixups.apply(&tree, &mut made.listing, image)?;
     let inner = &store.inner;
-    let record = (inner.layers).publish(staged, made, origin, fixups, &inner.trash)?;
-    if let Some(durable) = &inner.durable {
-        durable.add(vec![record.key.clone()]);
-    }
-    Ok(record)
+    let used = (inner.layers).publish(staged, made, origin, fixups, &inner.trash)?;
+    store.published(vec![used.record.key.clone()]);
+    Ok(used)
 }
 
 /// Makes a private directory, and the tree in it.

@@ -119,7 +119,6 @@ pub(crate) fn condemn(
 
 impl Stamp {
     /// How long ago the use was; nothing when it seems to be in the future.
-    #[expect(dead_code, reason = "collection asks")]
     pub(crate) fn age(&self) -> Duration {
         self.time().elapsed().unwrap_or_default()
     }

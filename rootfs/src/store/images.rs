@@ -26,8 +26,8 @@ use crate::staging::Staged;
 /// How long an image stays held after it was imported, so that a create of it that follows finds
 /// it, however eagerly somebody collects.
 const KEEP: Duration = Duration::from_mins(1);
-/// How many images are held like that at most: each costs a descriptor.
-const MOST_KEPT: usize = 128;
+/// How much is held like that at most: each costs a descriptor.
+const MOST_KEPT: usize = 512;
 
 /// An image in the store, and how it is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,20 +42,28 @@ pub struct ImageInfo {
 
 /// The images that this process imported just now.
 #[derive(Debug, Default)]
-pub(crate) struct Recent(Mutex<HashMap<Digest, (Instant, Hold)>>);
+pub(crate) struct Recent(Mutex<HashMap<Digest, (Instant, Vec<Hold>)>>);
 
 impl Recent {
-    fn keep(&self, id: Digest, hold: Hold) {
+    fn keep(&self, id: Digest, holds: Vec<Hold>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         all.retain(|_, (since, _)| now.duration_since(*since) < KEEP);
-        if all.len() < MOST_KEPT || all.contains_key(&id) {
-            all.insert(id, (now, hold));
+        let kept: usize = all.values().map(|(_, holds)| holds.len()).sum();
+        if kept + holds.len() <= MOST_KEPT || all.contains_key(&id) {
+            all.insert(id, (now, holds));
         }
     }
 
+    /// Lets go of everything.
+    pub(crate) fn clear(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     /// Lets go of what was kept long enough.
-    #[expect(dead_code, reason = "collection asks")]
     pub(crate) fn expire(&self) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, (since, _)| since.elapsed() < KEEP);
@@ -139,7 +147,7 @@ impl Store {
         let whole = self.has_layers(&image);
         source.clone_into(&mut image.source);
         if whole {
-            self.inner.recent.keep(id, held);
+            self.inner.recent.keep(id, vec![held]);
         }
         whole.then_some(image)
     }
@@ -169,9 +177,14 @@ impl Store {
             break;
         }
         if let Some(held) = hold::hold(images, &name).step(step)? {
-            self.inner.recent.keep(image.id, held);
+            self.inner.recent.keep(image.id, vec![held]);
         }
         Ok(())
+    }
+
+    /// Keeps the layers of an image without a record held for a minute.
+    pub(crate) fn keep_held(&self, image: &Image, holds: Vec<Hold>) {
+        self.inner.recent.keep(image.id, holds);
     }
 
     /// Discards a record that says something else than this image; `false` when it does not, or

@@ -9,6 +9,7 @@ use super::Store;
 use crate::dirs::{self, Lock};
 use crate::durable::make_durable;
 use crate::error::{Result, Step};
+use crate::recover::{self, Recovered};
 use crate::trash::TrashStats;
 
 /// What a call of [`Store::maintain`] did.
@@ -21,6 +22,8 @@ pub enum Maintenance {
     Done {
         /// What could not be removed, or came meanwhile.
         left: TrashStats,
+        /// What killed processes had left.
+        recovered: Recovered,
         /// How many layers were made durable.
         durable: usize,
     },
@@ -34,7 +37,7 @@ impl Store {
         let Some(_lock) = Lock::take(&self.inner.dirs, dirs::MAINTENANCE)? else {
             return Ok(Maintenance::ByAnother);
         };
-        self.sweep()?;
+        let recovered = recover::recover(self, &|| false);
         self.inner.trash.drain()?;
         let pending = self.inner.layers.pending()?;
         if !pending.is_empty() {
@@ -42,6 +45,7 @@ impl Store {
                 .step(|| "make layers durable".to_owned())?;
         }
         Ok(Maintenance::Done {
+            recovered,
             left: self.trash(),
             durable: pending.len(),
         })

@@ -24,6 +24,7 @@ mod capabilities;
 pub(crate) mod hold;
 pub(crate) mod images;
 mod maintain;
+mod server;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -32,21 +33,22 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::capabilities::Capabilities;
+use crate::collect::CollectPolicy;
 use crate::dirs::{self, Dirs, Lock};
-use crate::durable::Durable;
-use crate::error::{Error, Result, Step};
+use crate::error::{Error, Result};
 use crate::flight::Flights;
 use crate::image::Layer;
 use crate::import;
 use crate::layers::Layers;
 use crate::registry::{Client, RegistryPolicy};
 use crate::rootfs::Mapping;
-use crate::staging;
 use crate::trash::{Trash, TrashStats};
 use crate::unpack::Limits;
 use crate::unpack::listing::Damage;
 
 use images::Recent;
+use server::Server;
+pub(crate) use server::Signal;
 
 pub use images::ImageInfo;
 pub use maintain::Maintenance;
@@ -86,6 +88,8 @@ pub struct StoreOptions {
     pub unmount: Unmount,
     /// Threads of a server that empty the trash; at least one is started.
     pub trash_workers: usize,
+    /// When a server collects by itself; `None` for never.
+    pub collect: Option<CollectPolicy>,
     /// How much one layer may ask for.
     pub limits: Limits,
     /// How registries are spoken to.
@@ -100,6 +104,7 @@ impl StoreOptions {
             role: Role::default(),
             unmount: Unmount::default(),
             trash_workers: 2,
+            collect: Some(CollectPolicy::default()),
             limits: Limits::default(),
             registry: RegistryPolicy::default(),
         }
@@ -110,18 +115,16 @@ impl StoreOptions {
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
+    /// Ends with the last handle that a caller has; background threads have none.
+    server: Option<Arc<Server>>,
 }
 
-/// What the parts of the store share. Its background threads are told to end when it is dropped,
-/// and are not waited for: one may be stuck in the kernel.
+/// What the parts of the store share.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    /// Of a server.
-    _lock: Option<Lock>,
     pub(crate) dirs: Arc<Dirs>,
     pub(crate) trash: Arc<Trash>,
     pub(crate) layers: Arc<Layers>,
-    pub(crate) durable: Option<Arc<Durable>>,
     pub(crate) flights: Flights,
     pub(crate) limits: Limits,
     pub(crate) registry: Client,
@@ -131,15 +134,6 @@ pub(crate) struct Inner {
     pub(crate) recent: Recent,
     /// Views of the layers for the mappings that were used.
     pub(crate) views: Mutex<HashMap<Mapping, Arc<OwnedFd>>>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.trash.stop();
-        if let Some(durable) = &self.durable {
-            durable.stop();
-        }
-    }
 }
 
 impl Store {
@@ -156,23 +150,17 @@ impl Store {
     /// [`Error::StoreInUse`] when it is to be served and another process does.
     pub fn open(options: &StoreOptions) -> Result<Self> {
         let dirs = Arc::new(Dirs::open(&options.path)?);
-        let server = options.role == Role::Server;
-        let lock = server
-            .then(|| Lock::take(&dirs, dirs::SERVER))
-            .transpose()?;
-        if let Some(None) = lock {
-            return Err(Error::StoreInUse(options.path.clone()));
-        }
-        let trash = Trash::new(&dirs);
-        let (layers, pending) = Layers::open(&dirs, &trash)?;
-        let layers = Arc::new(layers);
-        let durable = server.then(|| Durable::start(&dirs, &layers, pending));
-        let inner = Inner {
-            _lock: lock.flatten(),
+        let lock = match options.role {
+            Role::Tool => None,
+            Role::Server => {
+                let lock = Lock::take(&dirs, dirs::SERVER)?;
+                Some(lock.ok_or_else(|| Error::StoreInUse(options.path.clone()))?)
+            }
+        };
+        let inner = Arc::new(Inner {
+            trash: Trash::new(&dirs),
+            layers: Arc::new(Layers::new(&dirs)),
             dirs,
-            trash,
-            layers,
-            durable: durable.transpose()?,
             flights: Flights::new(import::slots()),
             limits: options.limits,
             registry: Client::new(options.registry.clone()),
@@ -180,17 +168,33 @@ impl Store {
             capabilities: OnceLock::new(),
             recent: Recent::default(),
             views: Mutex::default(),
+        });
+        let mut store = Self {
+            inner,
+            server: None,
         };
-        let store = Self {
-            inner: Arc::new(inner),
-        };
-        if server {
+        if let Some(lock) = lock {
             store.probe();
-            store.sweep()?;
-            store.inner.trash.look()?;
-            store.inner.trash.start(options.trash_workers)?;
+            let server = Server::start(lock, &store.inner, options)?;
+            store.server = Some(Arc::new(server));
         }
         Ok(store)
+    }
+
+    pub(crate) fn is_server(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// When this server collects by itself.
+    pub(crate) fn policy(&self) -> Option<&CollectPolicy> {
+        self.server.as_ref()?.policy.as_ref()
+    }
+
+    /// Remembers layers that were just published, if this is the server; if not, it will notice.
+    pub(crate) fn published(&self, keys: Vec<String>) {
+        if let Some(server) = &self.server {
+            server.published(keys);
+        }
     }
 
     /// All layers, by key.
@@ -211,47 +215,5 @@ impl Store {
     /// Waits until everything is removed; `false` when that took longer than `timeout`.
     pub fn wait_trash_empty(&self, timeout: Duration) -> bool {
         self.inner.trash.wait_empty(timeout)
-    }
-
-    /// Discards what an earlier run left half done, and what did not survive a reboot.
-    fn sweep(&self) -> Result<()> {
-        staging::sweep(&self.inner.dirs, &self.inner.trash)?;
-        self.sweep_rootfs()?;
-        self.sweep_images()
-    }
-
-    /// No process outlives a boot, and what a volatile mount wrote cannot be trusted after it.
-    fn sweep_rootfs(&self) -> Result<()> {
-        for id in
-            dirs::names(&self.inner.dirs.rootfs).step(|| "list root filesystems".to_owned())?
-        {
-            if self
-                .info(&id)
-                .is_none_or(|info| info.boot != self.inner.dirs.boot)
-            {
-                tracing::info!(id, "discarding a root filesystem of an earlier boot");
-                (self
-                    .inner
-                    .trash
-                    .discard(&self.inner.dirs.rootfs, &id, Vec::new()))
-                .step(|| format!("discard the root filesystem {id:?}"))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// An image without all its layers is only a name; importing makes it again.
-    fn sweep_images(&self) -> Result<()> {
-        for name in dirs::names(&self.inner.dirs.images).step(|| "list images".to_owned())? {
-            let image = self.image(&name);
-            if !image.is_some_and(|image| self.has_layers(&image)) {
-                (self
-                    .inner
-                    .trash
-                    .discard(&self.inner.dirs.images, &name, Vec::new()))
-                .step(|| format!("discard the record {name} of an image"))?;
-            }
-        }
-        Ok(())
     }
 }
