@@ -305,6 +305,60 @@ fn a_layout_may_name_layers_elsewhere() {
 }
 
 #[test]
+fn guardians_layouts_are_read() {
+    let test = "guardians_layouts_are_read";
+    let Some(registry) = Registry::start(test) else {
+        return;
+    };
+    let Some(place) = place(test, &registry) else {
+        return;
+    };
+    let base = Tar::default().dir("home", 0o755, (0, 0)).done();
+    std::fs::write(place.path("base.tar"), base).unwrap();
+    let app = gzip(&Tar::default().file("app", "content").done());
+    let digest = Digest::of(&app);
+    registry.blob("a/b", &app, &digest.to_string());
+    // It says no sizes, the base is a link with an invented digest, and so are the diff ids.
+    let invented = Digest::of(b"/base.tar-12345");
+    let layout = Layout::new(place.path("layout"));
+    let blobs = layout.path.join("blobs/sha256");
+    std::os::unix::fs::symlink(place.path("base.tar"), blobs.join(invented.hex())).unwrap();
+    let config = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [invented, digest]},
+    });
+    let url = format!("http://{}/v2/a/b/blobs/{digest}", registry.host);
+    let manifest = json!({
+        "schemaVersion": 2,
+        "config": {"mediaType": OCI[1], "digest": layout.blob(config.to_string().as_bytes()), "size": 0},
+        "layers": [
+            {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": invented, "size": 0},
+            {
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                "digest": digest,
+                "size": 0,
+                "urls": [url],
+                "annotations": {"org.cloudfoundry.experimental.image.base-directory": "/home"},
+            },
+        ],
+    });
+    let digest = layout.blob(manifest.to_string().as_bytes());
+    let entry = json!({"mediaType": OCI[0], "digest": digest, "size": 0});
+    let index = json!({"schemaVersion": 2, "manifests": [entry]});
+    std::fs::write(layout.path.join("index.json"), index.to_string()).unwrap();
+    let source = ImageSource::parse(&format!("oci://{}", layout.path.display())).unwrap();
+    place.store().import(&source).unwrap_err();
+    let mut options = ImportOptions::default();
+    options.unverified_layouts = true;
+    let image = place.store().import_with(&source, &options).unwrap();
+    let app = place.tree(&image.layers[1].key).join("home/app");
+    assert_eq!(std::fs::read_to_string(app).unwrap(), "content");
+    place.assert_nothing_left(2);
+}
+
+#[test]
 fn what_is_wrong_leaves_nothing() {
     let test = "what_is_wrong_leaves_nothing";
     let Some(registry) = Registry::start(test) else {

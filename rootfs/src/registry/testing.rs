@@ -246,10 +246,8 @@ fn answer(
     let reply = handler(&request);
     let stream = reader.get_mut();
     let mut head = format!("HTTP/1.1 {} x\r\nConnection: close\r\n", reply.status);
-    let has_length = reply
-        .headers
-        .iter()
-        .any(|(name, _)| name == "Content-Length");
+    let framing = ["Content-Length", "Transfer-Encoding"];
+    let has_length = (reply.headers.iter()).any(|(name, _)| framing.contains(&&**name));
     if !has_length {
         head += &format!("Content-Length: {}\r\n", reply.body.len());
     }

@@ -387,18 +387,23 @@ fn a_layer_of_another_size_is_refused() {
         );
         assert!(rule, "{error:?}");
     }
-    // Without a length, an endless body ends at the first byte too many.
+    // Without a length, an endless body ends with the first piece that is too much.
     let pushed = Pushed::new("layer", &[]);
     let server = Server::start(move |request| match request.path == pushed.layer_path() {
-        true => {
-            let chunk = "5\r\nlayer\r\n".repeat(1000);
-            Reply::new(200, chunk)
-                .with("Transfer-Encoding", "chunked")
-                .with("Content-Length", "")
-        }
+        true => Reply::new(200, "5\r\nlayer\r\n".repeat(100_000))
+            .with("Transfer-Encoding", "chunked")
+            .silent(usize::MAX),
         false => pushed.reply(request),
     });
-    pull(&image(&server)).unwrap_err();
+    let error = pull(&image(&server)).unwrap_err();
+    let rule = matches!(
+        &error,
+        Error::ImageMalformed {
+            rule: Rule::Size { expected: 5, .. },
+            ..
+        }
+    );
+    assert!(rule, "{error:?}");
 }
 
 #[test]
@@ -783,4 +788,52 @@ fn an_index_is_followed() {
         false => pushed.reply(request),
     });
     assert_eq!(pull(&image(&server)).unwrap(), b"layer");
+}
+
+#[test]
+fn proxies_are_for_other_hosts() {
+    const MARK: &str = "GARDEN_TEST_BEHIND_PROXY";
+    if std::env::var_os(MARK).is_none() {
+        // The environment is the process's, so another one is needed.
+        let pushed = Pushed::new("layer", &[]);
+        let proxy = Server::start(move |request| {
+            let mut inner = request.clone();
+            inner.path = request.path.replacen("http://registry.invalid", "", 1);
+            pushed.reply(&inner)
+        });
+        let name = "registry::tests::proxies_are_for_other_hosts";
+        let url = format!("http://{}", proxy.host());
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(MARK, "1")
+            .env("HTTP_PROXY", &url)
+            .env("HTTPS_PROXY", &url)
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy")
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success(), "{output}");
+        let paths = proxy.paths();
+        // A way for https was asked for first.
+        assert_eq!(paths[0], "registry.invalid:443");
+        assert!(
+            paths[1..]
+                .iter()
+                .all(|path| path.starts_with("http://registry.invalid/v2/"))
+        );
+        assert_eq!(paths.len(), 4);
+        return;
+    }
+    let policy = RegistryPolicy {
+        insecure: vec!["registry.invalid".to_owned()],
+        ..policy(&[])
+    };
+    assert_eq!(
+        pull(&image_with(policy, "registry.invalid", None)).unwrap(),
+        b"layer"
+    );
+    let pushed = Pushed::new("near", &[]);
+    let server = Server::start(move |request| pushed.reply(request));
+    assert_eq!(pull(&image(&server)).unwrap(), b"near");
 }

@@ -13,7 +13,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, Once, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::{Client, Response, StatusCode, redirect};
@@ -30,6 +30,9 @@ use crate::source::shown;
 const REDIRECTS: usize = 5;
 /// The most bytes of an answer that is an error.
 const ERROR: u64 = 64 * 1024;
+
+/// How long certificates are used before they are read again: they are replaced now and then.
+const FRESH: Duration = Duration::from_secs(600);
 
 /// Whom to believe that it is the server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -64,7 +67,7 @@ pub(super) struct Answer {
 /// Makes requests.
 pub(super) struct Transport {
     policy: RegistryPolicy,
-    clients: Mutex<HashMap<(Trust, bool), Client>>,
+    clients: Mutex<HashMap<(Trust, bool), (Client, Instant)>>,
 }
 
 impl Transport {
@@ -154,11 +157,12 @@ impl Transport {
         let direct = is_this_host(url);
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (trust, direct);
-        if let Some(client) = clients.get(&key) {
-            return Ok(client.clone());
+        match clients.get(&key) {
+            Some((client, since)) if since.elapsed() < FRESH => return Ok(client.clone()),
+            _ => {}
         }
         let client = self.build(&key.0, direct)?;
-        clients.insert(key, client.clone());
+        clients.insert(key, (client.clone(), Instant::now()));
         Ok(client)
     }
 
