@@ -33,6 +33,9 @@ mod durable;
 mod error;
 mod fixup;
 mod flight;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod import;
 mod layers;

@@ -362,10 +362,16 @@ impl<'a> Tree<'a> {
     }
 
     /// Another name for a file of this layer.
-    pub(crate) fn hard_link(&mut self, name: Name, target: &Name) -> Result<(), Fault> {
-        let missing = || Rule::LinkTarget(String::from_utf8_lossy(target.bytes()).into_owned());
-        let (directory, last) = target.split().ok_or_else(missing)?;
+    pub(crate) fn hard_link(&mut self, name: Name, to: &Name) -> Result<(), Fault> {
+        let missing = || Rule::LinkTarget(String::from_utf8_lossy(to.bytes()).into_owned());
+        let (directory, last) = to.split().ok_or_else(missing)?;
+        // First, because making the directories around it may replace the target.
+        let place = self.place(name)?;
         let (directory, from) = self.existing(&directory)?.ok_or_else(missing)?;
+        let target = directory.join(last);
+        if target.is_below(&place.name) {
+            return Err(missing().into());
+        }
         let look =
             |fd: &OwnedFd, last: &[u8]| rustix::fs::statat(fd, last, AtFlags::SYMLINK_NOFOLLOW);
         let stat = match look(&from, last) {
@@ -373,7 +379,6 @@ impl<'a> Tree<'a> {
             Ok(_) | Err(Errno::NOENT) => return Err(missing().into()),
             Err(error) => return Err(error).doing("look at the link's target"),
         };
-        let place = self.place(name)?;
         match look(&place.parent, place.last()) {
             // The name is one of the file already, or the file itself.
             Ok(there) if there.st_ino == stat.st_ino => return Ok(()),
@@ -382,7 +387,6 @@ impl<'a> Tree<'a> {
         let (place, (), again) = self.make_at(place, "make the hard link", |parent, name| {
             rustix::fs::linkat(&from, last, parent, name, AtFlags::empty())
         })?;
-        let target = directory.join(last);
         (self.made.listing)
             .hard_link(again, &place.name, &target)
             .doing(LISTING)
