@@ -25,13 +25,11 @@ pub(crate) mod hold;
 pub(crate) mod images;
 mod maintain;
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::capabilities::Capabilities;
+use crate::capabilities::{Capabilities, Pretend};
 use crate::dirs::{self, Dirs, Lock};
 use crate::durable::Durable;
 use crate::error::{Error, Result, Step};
@@ -39,8 +37,9 @@ use crate::flight::Flights;
 use crate::image::Layer;
 use crate::import;
 use crate::layers::Layers;
+use crate::mount::Mounter;
+use crate::mounting::Sentinel;
 use crate::registry::{Client, RegistryPolicy};
-use crate::rootfs::Mapping;
 use crate::staging;
 use crate::trash::{Trash, TrashStats};
 use crate::unpack::Limits;
@@ -90,6 +89,9 @@ pub struct StoreOptions {
     pub limits: Limits,
     /// How registries are spoken to.
     pub registry: RegistryPolicy,
+    /// What is not to be used although this host has it: for tests of what older hosts do.
+    #[doc(hidden)]
+    pub pretend: Pretend,
 }
 
 impl StoreOptions {
@@ -102,6 +104,7 @@ impl StoreOptions {
             trash_workers: 2,
             limits: Limits::default(),
             registry: RegistryPolicy::default(),
+            pretend: Pretend::default(),
         }
     }
 }
@@ -129,8 +132,10 @@ pub(crate) struct Inner {
     pub(crate) capabilities: OnceLock<Capabilities>,
     /// Images that were imported just now.
     pub(crate) recent: Recent,
-    /// Views of the layers for the mappings that were used.
-    pub(crate) views: Mutex<HashMap<Mapping, Arc<OwnedFd>>>,
+    pub(crate) pretend: Pretend,
+    /// Made when the first mount is.
+    pub(crate) mounter: OnceLock<Mounter>,
+    pub(crate) sentinel: Sentinel,
 }
 
 impl Drop for Inner {
@@ -179,7 +184,9 @@ impl Store {
             unmount: options.unmount,
             capabilities: OnceLock::new(),
             recent: Recent::default(),
-            views: Mutex::default(),
+            pretend: options.pretend,
+            mounter: OnceLock::new(),
+            sentinel: Sentinel::default(),
         };
         let store = Self {
             inner: Arc::new(inner),
