@@ -203,18 +203,20 @@ impl Store {
         }
     }
 
-    /// Mounts with an upper directory. A volatile mount is refused (`EIO`) when the disk has had
-    /// an error that nobody has seen: seeing it by one sync is the cure; where even that does not
-    /// help, syncing at the end is better than no container.
+    /// Mounts with an upper directory. A volatile mount is refused when the disk has had an error
+    /// that nobody has seen, with that error: `EIO`, or `ENOSPC` from a disk that promised more
+    /// than it has. Seeing it by one sync is the cure; where even that does not help, syncing at
+    /// the end is better than no container.
     fn mount_writable(&self, id: &str, mut overlay: Overlay<'_>) -> Result<(OwnedFd, bool)> {
         overlay.volatile = match self.inner.unmount {
             Unmount::Volatile => self.capabilities().volatile,
             Unmount::Sync => None,
         };
         let mounter = self.mounter();
+        let lost = |failed: &Failed| failed.is(Errno::IO) || failed.is(Errno::NOSPC);
         let refused = match mounter.overlay(&overlay) {
             Ok(mount) => return Ok((mount, overlay.volatile.is_some())),
-            Err(failed) if overlay.volatile.is_some() && failed.is(Errno::IO) => failed,
+            Err(failed) if overlay.volatile.is_some() && lost(&failed) => failed,
             Err(failed) => return Err(failed.of(id)),
         };
         tracing::warn!(
@@ -226,7 +228,7 @@ impl Store {
         let _ = rustix::fs::syncfs(&self.inner.dirs.rootfs);
         match mounter.overlay(&overlay) {
             Ok(mount) => return Ok((mount, true)),
-            Err(failed) if failed.is(Errno::IO) => {}
+            Err(failed) if lost(&failed) => {}
             Err(failed) => return Err(failed.of(id)),
         }
         tracing::warn!(

@@ -167,11 +167,13 @@ impl Drop for Gone<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.threads -= 1;
-        if state.threads == 0 && !state.stop && !state.waiting.is_empty() {
-            if let Err(failed) = self.0.help(&mut state) {
-                tracing::warn!(error = %failed.source, "cannot start another mount thread");
-                state.waiting.clear();
-            }
+        if state.threads == 0
+            && !state.stop
+            && !state.waiting.is_empty()
+            && let Err(failed) = self.0.help(&mut state)
+        {
+            tracing::warn!(error = %failed.source, "cannot start another mount thread");
+            state.waiting.clear();
         }
     }
 }

@@ -453,8 +453,8 @@ impl FullDisk {
                 break;
             }
         }
-        // Not by `fsync` or `syncfs`, whose caller would see the error.
-        rustix::fs::sync();
+        // Seen for the file, and not yet for its file system.
+        rustix::fs::fsync(&file).unwrap_err();
     }
 }
 
