@@ -91,6 +91,17 @@ pub enum Error {
     /// The mapping of owners is not usable.
     #[error("the mapping of owners cannot be used: {0}")]
     InvalidMapping(String),
+    /// More directories would have to be stacked than the kernel can.
+    #[error(
+        "the root filesystem {id:?} would need {layers} layers and the kernel stacks 500: merge \
+         some of the image's, and mind that read-only needs one more"
+    )]
+    TooManyLayers {
+        /// The root filesystem.
+        id: String,
+        /// How many there would be.
+        layers: usize,
+    },
     /// The kernel cannot do what is needed.
     #[error("this kernel has no {what}: it needs Linux {since} or newer")]
     HostLacks {

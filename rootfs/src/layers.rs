@@ -221,17 +221,12 @@ impl Layers {
 
     /// Opens the tree of a layer.
     pub(crate) fn tree(&self, key: &str) -> Result<OwnedFd> {
-        self.tree_in(&self.dirs.layers, key)
-    }
-
-    /// The same, in another mount of the directory of all layers.
-    pub(crate) fn tree_in(&self, layers: &OwnedFd, key: &str) -> Result<OwnedFd> {
         let step = || format!("open the layer {key:?}: import its image again");
         if self.get(key).is_none() {
             return Err(Errno::NOENT).step(step);
         }
         let path = format!("{key}/{TREE}");
-        rustix::fs::openat(layers, path, dirs::DIRECTORY, Mode::empty()).step(step)
+        rustix::fs::openat(&self.dirs.layers, path, dirs::DIRECTORY, Mode::empty()).step(step)
     }
 
     /// Compares a layer with its listing. Reads all of it.

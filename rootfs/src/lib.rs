@@ -39,12 +39,14 @@ pub mod fuzzing;
 mod image;
 mod import;
 mod layers;
+mod mount;
+mod mounting;
 mod oci;
-mod overlay;
 mod recover;
 mod registry;
 mod remove;
 mod rootfs;
+mod shifted;
 mod source;
 mod staging;
 mod store;
@@ -52,7 +54,7 @@ mod stream;
 mod trash;
 mod unpack;
 
-pub use capabilities::{Capabilities, Volatile};
+pub use capabilities::{Capabilities, FileSystem, Pretend, Volatile};
 pub use check::{CheckReport, Finding, FindingKind, Repair, Repaired};
 pub use collect::{
     CollectPolicy, CollectProblem, CollectReport, Disk, KeptObjects, Outcome, Space, WaterMarks,
@@ -62,6 +64,7 @@ pub use error::{Error, Result, Rule};
 pub use garden_sys::userns::IdRange;
 pub use image::{Image, ImageConfig, Layer};
 pub use import::options::{Credentials, ImportOptions, Progress, Stage};
+pub use mounting::{BindRequest, Health};
 pub use recover::Recovered;
 pub use registry::{RegistryError, RegistryPolicy, ServerStep, Timeouts};
 pub use rootfs::{CreateRequest, Mapping, Rootfs, RootfsInfo};

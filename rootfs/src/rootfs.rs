@@ -8,11 +8,11 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
-use garden_sys::userns::{self, IdRange};
+use garden_sys::userns::IdRange;
 use rustix::fs::{Gid, Mode, Stat, Uid};
 use rustix::io::Errno;
 use rustix::time::ClockId;
@@ -22,9 +22,10 @@ use crate::digest::Digest;
 use crate::dirs;
 use crate::error::{Error, Result, Step};
 use crate::image::{Image, ImageConfig};
-use crate::overlay::{self, Failed, Overlay, Upper};
+use crate::mounting::BindRequest;
+use crate::shifted;
 use crate::staging::Staged;
-use crate::store::{Store, Unmount};
+use crate::store::Store;
 use crate::unpack::attributes::Attributes;
 
 const RECORD: &str = "record.json";
@@ -86,8 +87,11 @@ impl fmt::Debug for Rootfs {
 pub struct RootfsInfo {
     /// Its name.
     pub id: String,
-    /// The image it was made from.
-    pub image: Digest,
+    /// The image it was made from; none for a directory of the host.
+    pub image: Option<Digest>,
+    /// The directory of the host that it is; none for an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
     /// The keys of its layers, the topmost last.
     pub layers: Vec<String>,
     /// Whether it can be written to.
@@ -122,40 +126,20 @@ impl Store {
     fn create_once(&self, request: &CreateRequest<'_>) -> Result<Rootfs> {
         let id = check_id(request.id)?;
         let _foreground = self.inner.trash.foreground();
-        self.check_host(&request.mapping)?;
+        self.check_mount(id, request.image, request.read_only)?;
         if dirs::exists(&self.inner.dirs.rootfs, id) && !self.free_id(id)? {
             return Err(Error::IdInUse(id.to_owned()));
         }
         // Until the record below refers to its layers.
         let _used = self.hold_image(request.image)?;
-        let view = self.view(&request.mapping)?;
         let staged = Staged::new(&self.inner.dirs, &self.inner.trash)?;
         let upper = staged.subdirectory("upper", Mode::from_raw_mode(0o755))?;
         give_root(&upper, &request.image.root, &request.mapping)?;
         self.write_record(&staged, request)?;
-        let trees = self.trees(&view, request.image)?;
-        let layers: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
-        let mut overlay = Overlay {
-            layers,
-            upper: None,
-            top: None,
-            no_devices: request.mapping != Mapping::Host,
-        };
-        let (mount, volatile) = if request.read_only {
-            overlay.top = Some(upper.as_fd());
-            (overlay.mount().map_err(|failed| failed.of(id))?, true)
-        } else {
-            let work = staged.subdirectory("work", Mode::RWXU)?;
-            self.mount_writable(upper.as_fd(), work.as_fd(), overlay, id)?
-        };
-        match staged.publish(self.inner.dirs.rootfs.as_fd(), id) {
-            Ok(_) => {}
-            Err(Errno::EXIST) => return Err(Error::IdInUse(id.to_owned())),
-            Err(error) => {
-                let step = format!("name the root filesystem {id:?}");
-                return Err(Error::host(step, error));
-            }
-        }
+        let (image, mapping) = (request.image, &request.mapping);
+        let (mount, volatile) =
+            self.mount_image(id, image, mapping, &staged, &upper, request.read_only)?;
+        self.publish_rootfs(staged, id)?;
         Ok(Rootfs {
             id: id.to_owned(),
             mount,
@@ -243,126 +227,58 @@ impl Store {
         Ok(true)
     }
 
-    fn check_host(&self, mapping: &Mapping) -> Result<()> {
-        let host = self.capabilities();
-        let lacks = |what, since| Err(Error::HostLacks { what, since });
-        if !host.overlay {
-            return lacks("overlay file system (load the module overlay)", "5.2");
-        }
-        if !(host.layers_one_by_one && host.layers_as_descriptors) {
-            return lacks("overlay layers as descriptors", "6.13");
-        }
-        if *mapping != Mapping::Host && !host.mapped_owners {
-            return lacks("mapped owners on the disk of the store", "5.12");
-        }
-        Ok(())
-    }
-
-    /// The layers as a mapping shows them; made once for each mapping and kept.
-    fn view(&self, mapping: &Mapping) -> Result<Arc<OwnedFd>> {
-        let known = || {
-            let views = self.inner.views.lock();
-            views.unwrap_or_else(PoisonError::into_inner)
-        };
-        if let Some(view) = known().get(mapping) {
-            return Ok(Arc::clone(view));
-        }
-        // Not under the lock: it starts a process.
-        let namespace = match mapping {
-            Mapping::Host => None,
-            Mapping::Mapped { uid, gid } => Some(namespace(uid, gid)?),
-        };
-        let mapped = namespace.as_ref().map(AsFd::as_fd);
-        let view = overlay::view(&self.inner.dirs.layers, mapped)
-            .step(|| "map the owners of the layers".to_owned())?;
-        let mut all = known();
-        let kept = all.entry(mapping.clone()).or_insert_with(|| Arc::new(view));
-        Ok(Arc::clone(kept))
-    }
-
-    /// The trees of an image's layers in a view, the topmost first.
-    fn trees(&self, view: &OwnedFd, image: &Image) -> Result<Vec<OwnedFd>> {
-        let from_top = image.layers.iter().rev();
-        from_top
-            .map(|layer| self.inner.layers.tree_in(view, &layer.key))
-            .collect()
-    }
-
     fn write_record(&self, staged: &Staged, request: &CreateRequest<'_>) -> Result<()> {
-        let step = || format!("write the record of the root filesystem {:?}", request.id);
+        let layers = request.image.layers.iter();
+        self.record(
+            staged,
+            &RootfsInfo {
+                image: Some(request.image.id),
+                layers: layers.map(|layer| layer.key.clone()).collect(),
+                ..self.new_info(request.id, request.read_only)
+            },
+        )
+    }
+
+    /// The record of a root filesystem that is a directory of the host.
+    pub(crate) fn record_bound(&self, staged: &Staged, request: &BindRequest<'_>) -> Result<()> {
+        self.record(
+            staged,
+            &RootfsInfo {
+                directory: Some(request.path.to_owned()),
+                ..self.new_info(request.id, request.read_only)
+            },
+        )
+    }
+
+    fn new_info(&self, id: &str, read_only: bool) -> RootfsInfo {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let info = RootfsInfo {
-            id: request.id.to_owned(),
-            image: request.image.id,
-            layers: (request.image.layers.iter().map(|layer| layer.key.clone())).collect(),
-            read_only: request.read_only,
+        RootfsInfo {
+            id: id.to_owned(),
+            image: None,
+            directory: None,
+            layers: Vec::new(),
+            read_only,
             created_ms: now.map_or(0, |since| since.as_millis().try_into().unwrap_or(u64::MAX)),
             boot: self.inner.dirs.boot.clone(),
-        };
-        let text = serde_json::to_vec(&info).map_err(|error| Error::host(step(), error))?;
+        }
+    }
+
+    fn record(&self, staged: &Staged, info: &RootfsInfo) -> Result<()> {
+        let step = || format!("write the record of the root filesystem {:?}", info.id);
+        let text = serde_json::to_vec(info).map_err(|error| Error::host(step(), error))?;
         dirs::write(staged, RECORD, &text).step(step)?;
         Ok(())
     }
 
-    /// Mounts with an upper directory. A volatile mount is refused (`EIO`) when the disk has had
-    /// an error that nobody has seen: seeing it by one sync is the cure; where even that does not
-    /// help, syncing at the end is better than no container.
-    fn mount_writable<'fd>(
-        &self,
-        upper: BorrowedFd<'fd>,
-        work: BorrowedFd<'fd>,
-        mut overlay: Overlay<'fd>,
-        id: &str,
-    ) -> Result<(OwnedFd, bool)> {
-        let volatile = match self.inner.unmount {
-            Unmount::Volatile => self.capabilities().volatile,
-            Unmount::Sync => None,
-        };
-        let with = |volatile| {
-            Some(Upper {
-                upper,
-                work,
-                volatile,
-            })
-        };
-        overlay.upper = with(volatile);
-        let refused = match overlay.mount() {
-            Ok(mount) => return Ok((mount, volatile.is_some())),
-            Err(failed) if volatile.is_some() && failed.is_io() => failed,
-            Err(failed) => return Err(failed.of(id)),
-        };
-        tracing::warn!(
-            id,
-            kernel = refused.kernel,
-            "the disk of the store has had an error"
-        );
-        // Its result is the error that is to be seen.
-        let _ = rustix::fs::syncfs(&self.inner.dirs.rootfs);
-        match overlay.mount() {
-            Ok(mount) => return Ok((mount, true)),
-            Err(failed) if failed.is_io() => {}
-            Err(failed) => return Err(failed.of(id)),
-        }
-        tracing::warn!(
-            id,
-            "cannot mount without syncing: its end will wait for the disk"
-        );
-        overlay.upper = with(None);
-        let mount = overlay.mount().map_err(|failed| failed.of(id))?;
-        Ok((mount, false))
-    }
-}
-
-impl Failed {
-    fn is_io(&self) -> bool {
-        self.source.raw_os_error() == Some(Errno::IO.raw_os_error())
-    }
-
-    fn of(self, id: &str) -> Error {
-        Error::Host {
-            step: format!("{} for the root filesystem {id:?}", self.step),
-            kernel: Some(self.kernel).filter(|text| !text.is_empty()),
-            source: self.source,
+    /// Gives a finished root filesystem its id.
+    pub(crate) fn publish_rootfs(&self, staged: Staged, id: &str) -> Result<()> {
+        match staged.publish(self.inner.dirs.rootfs.as_fd(), id) {
+            Ok(_) => Ok(()),
+            Err(Errno::EXIST) => Err(Error::IdInUse(id.to_owned())),
+            Err(error) => {
+                let step = format!("name the root filesystem {id:?}");
+                Err(Error::host(step, error))
+            }
         }
     }
 }
@@ -374,14 +290,7 @@ fn before_boot(stat: &Stat) -> bool {
     stat.st_ctime < booted
 }
 
-fn namespace(uid: &[IdRange], gid: &[IdRange]) -> Result<OwnedFd> {
-    userns::create(uid, gid).map_err(|error| match error {
-        userns::Error::Map { .. } => Error::InvalidMapping(error.to_string()),
-        error => Error::host("make a user namespace", io::Error::other(error)),
-    })
-}
-
-fn check_id(id: &str) -> Result<&str> {
+pub(crate) fn check_id(id: &str) -> Result<&str> {
     let fits =
         !id.is_empty() && id.len() <= 255 && !id.starts_with('.') && !id.contains(['/', '\0']);
     if fits {
@@ -414,11 +323,7 @@ fn give_root(upper: &OwnedFd, root: &Attributes, mapping: &Mapping) -> Result<()
 
 /// The id on the host. One that is not mapped must never pass as another.
 fn on_host(ranges: &[IdRange], id: u32, what: &str) -> Result<u32> {
-    let mapped = ranges.iter().find_map(|range| {
-        let offset = id.checked_sub(range.inside)?;
-        (offset < range.size).then(|| range.host.checked_add(offset))?
-    });
-    mapped.ok_or_else(|| {
+    shifted::on_host(ranges, id).ok_or_else(|| {
         let text = format!("it has no place for the {what} {id}, the owner of the image's root");
         Error::InvalidMapping(text)
     })

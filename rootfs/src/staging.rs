@@ -57,6 +57,11 @@ impl Staged {
         }
     }
 
+    /// Its name among the staging directories, for as long as it is one.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Makes a directory in it. The mode is exact, whatever the process's umask.
     pub(crate) fn subdirectory(&self, name: &str, mode: Mode) -> Result<OwnedFd> {
         let make = || {

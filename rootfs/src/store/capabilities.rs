@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use crate::capabilities::Capabilities;
+use crate::capabilities::{Capabilities, Pretend};
 use crate::dirs;
 
 const RECORD: &str = "capabilities";
@@ -32,9 +32,14 @@ impl Store {
     }
 
     fn probe_now(&self) -> Capabilities {
-        let capabilities = Capabilities::probe(&self.inner.dirs.tmp);
+        let pretend = self.inner.pretend;
+        let capabilities = Capabilities::probe(&self.inner.dirs, pretend);
         let store = self.inner.dirs.path.display();
-        tracing::debug!(?capabilities, %store, "probed the kernel and the disk");
+        tracing::info!(?capabilities, %store, "probed the kernel and the disk");
+        // What is only pretended is nobody else's.
+        if pretend != Pretend::default() {
+            return capabilities;
+        }
         if let Err(error) = self.write_capabilities(capabilities) {
             tracing::debug!(%error, "what the kernel can do is not remembered");
         }
@@ -42,6 +47,9 @@ impl Store {
     }
 
     fn remembered(&self) -> Option<Capabilities> {
+        if self.inner.pretend != Pretend::default() {
+            return None;
+        }
         let bytes = dirs::read(&self.inner.dirs.root, RECORD).ok()??;
         let known: Remembered = serde_json::from_slice(&bytes).ok()?;
         let fits = known.boot == self.inner.dirs.boot && known.program == program();

@@ -26,13 +26,11 @@ pub(crate) mod images;
 mod maintain;
 mod server;
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::capabilities::Capabilities;
+use crate::capabilities::{Capabilities, Pretend};
 use crate::collect::CollectPolicy;
 use crate::dirs::{self, Dirs, Lock};
 use crate::error::{Error, Result};
@@ -40,8 +38,9 @@ use crate::flight::Flights;
 use crate::image::Layer;
 use crate::import;
 use crate::layers::Layers;
+use crate::mount::Mounter;
+use crate::mounting::Sentinel;
 use crate::registry::{Client, RegistryPolicy};
-use crate::rootfs::Mapping;
 use crate::trash::{Trash, TrashStats};
 use crate::unpack::Limits;
 use crate::unpack::listing::Damage;
@@ -94,6 +93,9 @@ pub struct StoreOptions {
     pub limits: Limits,
     /// How registries are spoken to.
     pub registry: RegistryPolicy,
+    /// What is not to be used although this host has it: for tests of what older hosts do.
+    #[doc(hidden)]
+    pub pretend: Pretend,
 }
 
 impl StoreOptions {
@@ -107,6 +109,7 @@ impl StoreOptions {
             collect: Some(CollectPolicy::default()),
             limits: Limits::default(),
             registry: RegistryPolicy::default(),
+            pretend: Pretend::default(),
         }
     }
 }
@@ -132,8 +135,10 @@ pub(crate) struct Inner {
     pub(crate) capabilities: OnceLock<Capabilities>,
     /// Images that were imported just now.
     pub(crate) recent: Recent,
-    /// Views of the layers for the mappings that were used.
-    pub(crate) views: Mutex<HashMap<Mapping, Arc<OwnedFd>>>,
+    pub(crate) pretend: Pretend,
+    /// Made when the first mount is.
+    pub(crate) mounter: OnceLock<Mounter>,
+    pub(crate) sentinel: Sentinel,
 }
 
 impl Store {
@@ -167,7 +172,9 @@ impl Store {
             unmount: options.unmount,
             capabilities: OnceLock::new(),
             recent: Recent::default(),
-            views: Mutex::default(),
+            pretend: options.pretend,
+            mounter: OnceLock::new(),
+            sentinel: Sentinel::default(),
         });
         let mut store = Self {
             inner,

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use garden_rootfs::{Digest, Image, ImageSource, Result, Store, StoreOptions};
+use garden_rootfs::{Digest, Image, ImageSource, Pretend, Result, Store, StoreOptions};
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 
 /// A store in a directory of its own, empty again when dropped.
@@ -42,16 +42,23 @@ impl Place {
     /// The same, for tests that mount.
     pub(crate) fn with_mounts(test: &str) -> Option<Self> {
         let place = Self::new(test)?;
-        let host = place.store().capabilities();
-        if !(host.layers_as_descriptors && host.mapped_owners && host.volatile.is_some()) {
-            println!("SKIPPED {test}: this kernel cannot mount layers by descriptor");
+        if !place.store().capabilities().overlay {
+            println!("SKIPPED {test}: this kernel has no overlay file system");
             return None;
         }
         Some(place)
     }
 
+    /// Whether root filesystems never sync here.
+    pub(crate) fn is_volatile(&self) -> bool {
+        self.store().capabilities().volatile.is_some()
+    }
+
     pub(crate) fn options(dir: &Path) -> StoreOptions {
-        StoreOptions::new(dir.join("store"))
+        StoreOptions {
+            pretend: pretend(),
+            ..StoreOptions::new(dir.join("store"))
+        }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -121,6 +128,22 @@ impl Drop for Place {
                 _ => break,
             }
         }
+    }
+}
+
+/// The variable by which a run of these tests is told what to do without.
+pub(crate) const PRETEND: &str = "GARDEN_TEST_PRETEND";
+
+/// What this run does without.
+pub(crate) fn pretend() -> Pretend {
+    let without = std::env::var(PRETEND).unwrap_or_default();
+    let without = |what| without.split(' ').any(|word| word == what);
+    Pretend {
+        no_descriptors: without("descriptors"),
+        no_mapped_owners: without("mapped-owners"),
+        no_volatile: without("volatile"),
+        no_mount_attributes: without("mount-attributes"),
+        no_reflink: without("reflink"),
     }
 }
 
@@ -372,4 +395,78 @@ pub(crate) fn names(at: impl AsFd, name: &str) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// A file system on a disk that has less space than it says: a loop device on a small tmpfs.
+pub(crate) struct FullDisk {
+    dir: tempfile::TempDir,
+    device: String,
+}
+
+impl FullDisk {
+    /// `None`, with a message, when this host cannot have one.
+    pub(crate) fn new(test: &str) -> Option<Self> {
+        let run = |program: &str, arguments: &[&str]| {
+            let done = std::process::Command::new(program).args(arguments).output();
+            let done = done.ok().filter(|done| done.status.success())?;
+            Some(String::from_utf8_lossy(&done.stdout).trim().to_owned())
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (small, disk) = (dir.path().join("small"), dir.path().join("disk"));
+        for path in [&small, &disk] {
+            std::fs::create_dir(path).unwrap();
+        }
+        let image = small.join("image").to_string_lossy().into_owned();
+        let none = rustix::mount::MountFlags::empty();
+        let size = c"size=24m";
+        rustix::mount::mount("small", &small, "tmpfs", none, Some(size)).unwrap();
+        let mut full = Self {
+            dir,
+            device: String::new(),
+        };
+        File::create(&image).unwrap().set_len(256 << 20).unwrap();
+        // Without a journal, so that a lost write of data stays just that.
+        let arguments = ["-q", "-F", "-O", "^has_journal", "-E", "nodiscard", &image];
+        if run("mkfs.ext4", &arguments).is_none() {
+            println!("SKIPPED {test}: mkfs.ext4 is missing");
+            return None;
+        }
+        let Some(device) = run("losetup", &["--find", "--show", &image]) else {
+            println!("SKIPPED {test}: there are no loop devices");
+            return None;
+        };
+        full.device = device;
+        rustix::mount::mount(&full.device, &disk, "ext4", none, None).unwrap();
+        Some(full)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    /// Writes more than there is space for, and makes the kernel notice that nobody kept it.
+    pub(crate) fn lose_a_write(&self) {
+        let file = File::create(self.path().join("lost")).unwrap();
+        let block = vec![7; 1 << 20];
+        for _ in 0..64 {
+            if std::io::Write::write_all(&mut &file, &block).is_err() {
+                break;
+            }
+        }
+        // Seen for the file, and not yet for its file system.
+        rustix::fs::fsync(&file).unwrap_err();
+    }
+}
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        let detach = rustix::mount::UnmountFlags::DETACH;
+        let _ = rustix::mount::unmount(self.path(), detach);
+        if !self.device.is_empty() {
+            let _ = std::process::Command::new("losetup")
+                .args(["--detach", &self.device])
+                .output();
+        }
+        let _ = rustix::mount::unmount(self.dir.path().join("small"), detach);
+    }
 }

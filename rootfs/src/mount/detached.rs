@@ -1,0 +1,169 @@
+//! Overlay mounts built from descriptors alone.
+//!
+//! The quicker of the two ways. No path, no option string and no mount point: layers are
+//! directories in a read-only view of all layers (id-mapped where owners are mapped), and what
+//! comes out is a detached mount. Needs layers as descriptors (Linux 6.13) and overlays that take
+//! layers from detached mounts (6.15). One view serves every root filesystem with the same
+//! mapping: a clone for each layer of each of them would cost twice its time again when it is
+//! closed. With an upper directory and without `volatile`, closing the last reference to a mount
+//! syncs the whole disk.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use garden_sys::mount::{Attributes, Change, Propagation, context_log, set_attributes};
+use rustix::fs::Mode;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+
+use super::options::OPTIONS;
+use super::{Failed, Overlay, lock};
+use crate::capabilities::Volatile;
+use crate::dirs::{self, Dirs};
+use crate::rootfs::Mapping;
+
+/// Makes mounts by descriptors.
+#[derive(Debug)]
+pub(super) struct Detached {
+    dirs: Arc<Dirs>,
+    /// The layers as each mapping that was used shows them.
+    views: Mutex<HashMap<Mapping, Arc<OwnedFd>>>,
+}
+
+/// What is written to: the upper directory, the work directory, and how not to sync.
+type Upper<'a> = (BorrowedFd<'a>, BorrowedFd<'a>, Option<Volatile>);
+
+impl Detached {
+    pub(super) fn new(dirs: &Arc<Dirs>) -> Self {
+        Self {
+            dirs: Arc::clone(dirs),
+            views: Mutex::default(),
+        }
+    }
+
+    /// Mounts an overlay. `namespace` is asked for a mapping that was not used before.
+    pub(super) fn overlay(
+        &self,
+        overlay: &Overlay<'_>,
+        namespace: impl Fn() -> Result<Option<Arc<OwnedFd>>, Failed>,
+    ) -> Result<OwnedFd, Failed> {
+        let view = self.view(overlay.mapping, namespace)?;
+        let mut trees = Vec::with_capacity(overlay.layers.len());
+        for path in overlay.layers {
+            let tree = rustix::fs::openat(&*view, path, dirs::DIRECTORY, Mode::empty());
+            trees.push(tree.map_err(Failed::at("open a layer (import its image again)"))?);
+        }
+        let top = overlay.work.is_none().then_some(overlay.upper);
+        let lower = (top.into_iter())
+            .chain(trees.iter().map(AsFd::as_fd))
+            .chain(overlay.base);
+        let upper = (overlay.work).map(|work| (overlay.upper, work, overlay.volatile));
+        mount(lower, upper, overlay.no_devices)
+    }
+
+    /// Mounts, once, what a root filesystem would be mounted from.
+    pub(super) fn probe(&self, namespace: Option<BorrowedFd<'_>>) -> Result<(), Failed> {
+        let step = Failed::at("look at a directory of the store");
+        let view = |directory: &OwnedFd| {
+            let view = view(directory, namespace).map_err(&step)?;
+            dirs::directory(&view, ".").map_err(|error| step(error.into()))
+        };
+        let (one, two) = (view(&self.dirs.tmp)?, view(&self.dirs.images)?);
+        mount([one.as_fd(), two.as_fd()].into_iter(), None, true).map(drop)
+    }
+
+    fn view(
+        &self,
+        mapping: &Mapping,
+        namespace: impl Fn() -> Result<Option<Arc<OwnedFd>>, Failed>,
+    ) -> Result<Arc<OwnedFd>, Failed> {
+        if let Some(view) = lock(&self.views).get(mapping) {
+            return Ok(Arc::clone(view));
+        }
+        let namespace = namespace()?;
+        let view = view(&self.dirs.layers, namespace.as_ref().map(AsFd::as_fd))
+            .map_err(Failed::at("map the owners of the layers"))?;
+        let mut all = lock(&self.views);
+        let kept = (all.entry(mapping.clone())).or_insert_with(|| Arc::new(view));
+        Ok(Arc::clone(kept))
+    }
+}
+
+/// Builds an overlay from the topmost directory down. A failed step leaves nothing behind.
+fn mount<'fd>(
+    lower: impl Iterator<Item = BorrowedFd<'fd>>,
+    upper: Option<Upper<'fd>>,
+    no_devices: bool,
+) -> Result<OwnedFd, Failed> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(Failed::at("open an overlay context"))?;
+    let explained = |step| {
+        let context = &context;
+        move |errno| Failed {
+            step,
+            kernel: context_log(context),
+            source: io::Error::from(errno),
+        }
+    };
+    fsconfig_set_string(&context, "source", "garden").map_err(explained("name the overlay"))?;
+    for (key, value) in OPTIONS {
+        fsconfig_set_string(&context, key, value)
+            .map_err(explained("set the options of the overlay"))?;
+    }
+    for layer in lower {
+        fsconfig_set_fd(&context, "lowerdir+", layer)
+            .map_err(explained("give the overlay a layer"))?;
+    }
+    if let Some((upper, work, volatile)) = upper {
+        fsconfig_set_fd(&context, "upperdir", upper)
+            .map_err(explained("give the overlay its upper directory"))?;
+        fsconfig_set_fd(&context, "workdir", work)
+            .map_err(explained("give the overlay its work directory"))?;
+        match volatile {
+            Some(Volatile::Flag) => fsconfig_set_flag(&context, "volatile"),
+            Some(Volatile::Fsync) => fsconfig_set_string(&context, "fsync", "volatile"),
+            None => Ok(()),
+        }
+        .map_err(explained("make the overlay volatile"))?;
+    } else {
+        fsconfig_set_flag(&context, "ro").map_err(explained("make the overlay read-only"))?;
+    }
+    fsconfig_create(&context).map_err(explained("create the overlay"))?;
+    let mut attributes = MountAttrFlags::empty();
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, no_devices);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, upper.is_none());
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(explained("mount the overlay"))
+}
+
+/// A view of a directory, with the owners that a user namespace gives them: a detached clone of
+/// its mount through which nothing can be written, gained or opened as a device. What is opened in
+/// it may be given to overlays as long as it is open.
+///
+/// The clone's own descriptor is an `O_PATH` one, which the kernel does not take as a layer; those
+/// of the directories in it are.
+pub(super) fn view(
+    directory: impl AsFd,
+    mapping: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, io::Error> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = open_tree(directory, "", flags)?;
+    let change = Change {
+        set: (Attributes::READ_ONLY)
+            .and(Attributes::NO_SETUID)
+            .and(Attributes::NO_DEVICES)
+            .and(Attributes::NO_ACCESS_TIMES),
+        clear: Attributes::ACCESS_TIMES,
+        propagation: Some(Propagation::Private),
+        idmap: mapping,
+        ..Change::default()
+    };
+    set_attributes(&clone, &change)?;
+    Ok(clone)
+}
