@@ -10,6 +10,7 @@ use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_se
 use serde::{Deserialize, Serialize};
 
 use crate::overlay;
+use crate::quota::{self, Quota};
 
 /// How an overlay is asked not to sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,11 +35,15 @@ pub struct Capabilities {
     pub layers_as_descriptors: bool,
     /// Mounts of the store's disk whose owners are mapped (Linux 5.12, and the file system).
     pub mapped_owners: bool,
+    /// How what root filesystems use is counted and limited.
+    pub quota: quota::Kind,
+    /// Whether limits hold. `false` for projects that are only counted.
+    pub quota_enforced: bool,
 }
 
 impl Capabilities {
     /// Tries everything. `directory` is any directory of the store.
-    pub(crate) fn probe(directory: &OwnedFd) -> Self {
+    pub(crate) fn probe(directory: &OwnedFd, quota: &Quota) -> Self {
         let context = || fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
         let takes = |test: &dyn Fn(BorrowedFd<'_>) -> rustix::io::Result<()>| {
             context().is_ok_and(|context| test(context.as_fd()).is_ok())
@@ -59,6 +64,8 @@ impl Capabilities {
                 fsconfig_set_fd(context, "lowerdir+", directory)
             }),
             mapped_owners: can_map(directory),
+            quota: quota.kind(),
+            quota_enforced: quota.enforces(),
         }
     }
 }

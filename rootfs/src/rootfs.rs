@@ -10,7 +10,6 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
 
 use garden_sys::userns::{self, IdRange};
 use rustix::fs::{Gid, Mode, Stat, Uid};
@@ -23,11 +22,13 @@ use crate::dirs;
 use crate::error::{Error, Result, Step};
 use crate::image::{Image, ImageConfig};
 use crate::overlay::{self, Failed, Overlay, Upper};
+use crate::quota::{AppliedLimit, DiskLimit};
 use crate::staging::Staged;
 use crate::store::{Store, Unmount};
+use crate::trash::With;
 use crate::unpack::attributes::Attributes;
 
-const RECORD: &str = "record.json";
+pub(crate) const RECORD: &str = "record.json";
 
 /// Whose ids the files of a root filesystem get.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -56,6 +57,8 @@ pub struct CreateRequest<'a> {
     /// Without anything to write to: the mount has no upper directory and can never need a sync.
     /// Nothing can be made in it, mount points included.
     pub read_only: bool,
+    /// How large it may become.
+    pub limit: DiskLimit,
 }
 
 /// A root filesystem that is ready to be used.
@@ -70,6 +73,8 @@ pub struct Rootfs {
     pub config: ImageConfig,
     /// Whether the kernel never syncs it.
     pub volatile: bool,
+    /// Its limit, and whether it holds.
+    pub limit: AppliedLimit,
 }
 
 impl fmt::Debug for Rootfs {
@@ -96,6 +101,15 @@ pub struct RootfsInfo {
     pub created_ms: u64,
     /// The boot in which it was created: it does not outlive it.
     pub boot: String,
+    /// Bytes in the regular files of its layers.
+    #[serde(default)]
+    pub base_bytes: u64,
+    /// Files, directories and so on of its layers.
+    #[serde(default)]
+    pub base_inodes: u64,
+    /// Its limit, and whether it holds.
+    #[serde(default)]
+    pub limit: AppliedLimit,
 }
 
 /// What is on the disk under an id.
@@ -128,11 +142,15 @@ impl Store {
         }
         // Until the record below refers to its layers.
         let _used = self.hold_image(request.image)?;
+        let quota = &self.inner.quota;
+        let planned = quota.plan(&request.limit, request.image.size())?;
         let view = self.view(&request.mapping)?;
-        let staged = Staged::new(&self.inner.dirs, &self.inner.trash)?;
+        let staged = quota.stage(&self.inner.trash)?;
+        // First of all: what is made in it from now on is counted, and the record says so.
+        let limit = quota.set_up(staged.directory(), planned)?;
+        self.write_record(&staged, request, &limit)?;
         let upper = staged.subdirectory("upper", Mode::from_raw_mode(0o755))?;
         give_root(&upper, &request.image.root, &request.mapping)?;
-        self.write_record(&staged, request)?;
         let trees = self.trees(&view, request.image)?;
         let layers: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
         let mut overlay = Overlay {
@@ -161,6 +179,7 @@ impl Store {
             mount,
             config: request.image.config.clone(),
             volatile,
+            limit,
         })
     }
 
@@ -178,10 +197,11 @@ impl Store {
             return Ok(false);
         };
         let _foreground = self.inner.trash.foreground();
-        let done = self
-            .inner
-            .trash
-            .discard(&self.inner.dirs.rootfs, id, mounts);
+        let with = With {
+            held: mounts,
+            bytes: self.inner.quota.bytes_of(id),
+        };
+        let done = (self.inner.trash).discard_with(&self.inner.dirs.rootfs, id, with);
         done.step(|| format!("take the root filesystem {id:?} away"))
     }
 
@@ -288,16 +308,23 @@ impl Store {
             .collect()
     }
 
-    fn write_record(&self, staged: &Staged, request: &CreateRequest<'_>) -> Result<()> {
+    fn write_record(
+        &self,
+        staged: &Staged,
+        request: &CreateRequest<'_>,
+        limit: &AppliedLimit,
+    ) -> Result<()> {
         let step = || format!("write the record of the root filesystem {:?}", request.id);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let info = RootfsInfo {
             id: request.id.to_owned(),
             image: request.image.id,
             layers: (request.image.layers.iter().map(|layer| layer.key.clone())).collect(),
             read_only: request.read_only,
-            created_ms: now.map_or(0, |since| since.as_millis().try_into().unwrap_or(u64::MAX)),
+            created_ms: dirs::now_ms(),
             boot: self.inner.dirs.boot.clone(),
+            base_bytes: request.image.size(),
+            base_inodes: self.inner.layers.entries(&request.image.layers),
+            limit: limit.clone(),
         };
         let text = serde_json::to_vec(&info).map_err(|error| Error::host(step(), error))?;
         dirs::write(staged, RECORD, &text).step(step)?;
@@ -381,7 +408,7 @@ fn namespace(uid: &[IdRange], gid: &[IdRange]) -> Result<OwnedFd> {
     })
 }
 
-fn check_id(id: &str) -> Result<&str> {
+pub(crate) fn check_id(id: &str) -> Result<&str> {
     let fits =
         !id.is_empty() && id.len() <= 255 && !id.starts_with('.') && !id.contains(['/', '\0']);
     if fits {

@@ -45,6 +45,7 @@ fn create(store: &Store, id: &str, image: &Image) -> garden_rootfs::Result<Rootf
         image,
         mapping: Mapping::Host,
         read_only: false,
+        limit: DiskLimit::default(),
     })
 }
 

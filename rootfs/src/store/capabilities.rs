@@ -32,7 +32,7 @@ impl Store {
     }
 
     fn probe_now(&self) -> Capabilities {
-        let capabilities = Capabilities::probe(&self.inner.dirs.tmp);
+        let capabilities = Capabilities::probe(&self.inner.dirs.tmp, &self.inner.quota);
         let store = self.inner.dirs.path.display();
         tracing::debug!(?capabilities, %store, "probed the kernel and the disk");
         if let Err(error) = self.write_capabilities(capabilities) {
