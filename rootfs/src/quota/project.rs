@@ -204,3 +204,60 @@ impl Drop for Trial<'_> {
 fn random() -> u32 {
     uuid::Uuid::new_v4().as_fields().0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::PROJECT_IDS;
+    use crate::quota::limit::Enforced;
+
+    #[test]
+    fn root_projects_are_claimed_limited_and_released() {
+        for name in ["GARDEN_TEST_XFS", "GARDEN_TEST_EXT4"] {
+            let Ok(path) = std::env::var(name) else {
+                println!("SKIPPED root_projects_are_claimed_limited_and_released: no {name}");
+                continue;
+            };
+            let dir = tempfile::tempdir_in(path).unwrap();
+            let (dirs, _lock) = Dirs::open(&dir.path().join("store")).unwrap();
+            let dirs = Arc::new(dirs);
+            let projects = Projects::probe(&dirs, &PROJECT_IDS).unwrap();
+            assert!(projects.enforced);
+            let by_path = Projects {
+                dirs: Arc::clone(&dirs),
+                device: Some(device::of(&dirs.tmp).unwrap()),
+                range: PROJECT_IDS,
+                enforced: true,
+            };
+            rustix::fs::mkdirat(&dirs.rootfs, "one", Mode::RWXU).unwrap();
+            let top = dirs::directory(&dirs.rootfs, "one").unwrap();
+            assert_eq!(by_path.account(&top).unwrap(), None);
+            let limit = AppliedLimit {
+                bytes: Some(1 << 20),
+                inodes: Some(99),
+                enforced: Enforced::Kernel,
+            };
+            assert!(projects.set_up(&top, &limit).unwrap());
+            rustix::fs::mkdirat(&top, "upper", Mode::RWXU).unwrap();
+            for projects in [&projects, &by_path] {
+                let account = projects.account(&top).unwrap().unwrap();
+                assert_eq!((account.inodes, account.inode_limit), (2, 99));
+                assert_eq!(account.byte_limit, 1 << 20);
+            }
+            // Nobody else gets it, and no sweep takes its limits.
+            let id = projects.id(&top).unwrap().unwrap();
+            let trial = Trial::new(&dirs).unwrap();
+            assert!(!allocate::claim_one(&projects, &trial.fd, id).unwrap());
+            projects.release(&trial.fd, false).unwrap();
+            drop(trial);
+            projects.sweep().unwrap();
+            assert_eq!(projects.account(&top).unwrap().unwrap().inode_limit, 99);
+
+            rustix::fs::unlinkat(&top, "upper", AtFlags::REMOVEDIR).unwrap();
+            by_path.release(&top, true).unwrap();
+            assert_eq!(projects.account(&top).unwrap().unwrap().inode_limit, 0);
+            drop(top);
+            rustix::fs::unlinkat(&dirs.rootfs, "one", AtFlags::REMOVEDIR).unwrap();
+        }
+    }
+}
