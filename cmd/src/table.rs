@@ -33,9 +33,27 @@ pub(crate) fn age(ms: u64) -> String {
     }
 }
 
+/// A number of bytes in its largest unit of 1024, as flags take them.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = ["", "K", "M", "G", "T", "P", "E"];
+    let unit = (bytes.max(1).ilog2() / 10) as usize;
+    if unit == 0 {
+        return bytes.to_string();
+    }
+    // In tenths, rounded up: what is used is not less than shown.
+    let tenths = (u128::from(bytes) * 10).div_ceil(1 << (10 * unit));
+    format!("{}.{}{}", tenths / 10, tenths % 10, units[unit])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        let shown = [0, 1023, 1024, 1536, (1 << 20) + 1, u64::MAX].map(size);
+        assert_eq!(shown, ["0", "1023", "1.0K", "1.5K", "1.1M", "16.0E"]);
+    }
 
     #[test]
     fn columns_are_aligned() {

@@ -141,11 +141,11 @@ pub struct Limits {
 }
 
 /// A limit on the bytes and inodes of a root filesystem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskLimit {
     /// Bytes.
     pub bytes: Option<u64>,
-    /// Inodes.
+    /// Inodes that are made or changed; never those of the image.
     pub inodes: Option<u64>,
     /// Whether the image's own layers count towards `bytes`.
     pub scope: DiskScope,
@@ -282,6 +282,8 @@ pub struct ProcessSpec {
     pub image: Option<ImageRef>,
     /// For a pea: its own cgroup with these limits, beside the container's instead of below it.
     pub own_limits: Option<Limits>,
+    /// For a pea: what its root filesystem may grow to. Of `own_limits` the disk is not looked at.
+    pub disk: Option<DiskLimit>,
     /// For a pea: host paths inside it.
     pub bind_mounts: Vec<BindMount>,
 }

@@ -11,14 +11,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use garden_peas::TeardownMode;
 use garden_peas::teardown::Queue;
-use garden_rootfs::{CreateRequest, Image, ImageSource, Mapping, Rootfs, Store};
+use garden_rootfs::{
+    CreateRequest, Enforced, Image, ImageSource, Mapping, Rootfs, Scope, Store, WithoutQuota,
+};
 
 use crate::bundle::{self, IdRange};
 use crate::cgroup::{Cgroups, Devices};
 use crate::container::Container;
 use crate::depot::Depot;
 use crate::error::Error;
-use crate::model::ImageRef;
+use crate::model::{DiskLimit, DiskMetrics, DiskScope, ImageRef};
 use crate::runtime::zygote::Zygote;
 use crate::workers::Workers;
 
@@ -39,6 +41,8 @@ pub struct Options {
     pub max_containers: Option<usize>,
     /// Whether the end of a root filesystem may cost a sync.
     pub unmount: garden_rootfs::Unmount,
+    /// What becomes of disk limits where the store's file system cannot enforce them.
+    pub without_quota: WithoutQuota,
     /// When a pea's teardown is done, seen from its client.
     pub teardown: TeardownMode,
     /// Id map of unprivileged containers, for users and groups alike.
@@ -56,6 +60,7 @@ impl Options {
             default_image: None,
             max_containers: None,
             unmount: garden_rootfs::Unmount::default(),
+            without_quota: WithoutQuota::default(),
             teardown: TeardownMode::Queued,
             ids: default_ids(),
         }
@@ -97,6 +102,30 @@ fn default_ids() -> Vec<IdRange> {
     ]
 }
 
+/// How long metrics wait for the store.
+const USAGE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A disk limit in the store's words.
+fn limit_of(disk: Option<DiskLimit>) -> garden_rootfs::DiskLimit {
+    let disk = disk.unwrap_or_default();
+    garden_rootfs::DiskLimit {
+        bytes: disk.bytes,
+        inodes: disk.inodes,
+        scope: match disk.scope {
+            DiskScope::Total => Scope::Total,
+            DiskScope::Exclusive => Scope::Exclusive,
+        },
+    }
+}
+
+/// Why a limit that was asked for does not hold, or not whole.
+pub(crate) fn not_enforced(rootfs: &Rootfs) -> Option<&str> {
+    match &rootfs.limit.enforced {
+        Enforced::None | Enforced::Kernel => None,
+        Enforced::BytesOnly { why } | Enforced::Accounted { why } => Some(why),
+    }
+}
+
 /// What every container of one server uses.
 pub(crate) struct Services {
     pub(crate) options: Options,
@@ -108,6 +137,8 @@ pub(crate) struct Services {
     pub(crate) files: Workers,
     /// For calls of the store that may take long.
     pub(crate) images: Workers,
+    /// For asking what root filesystems use: a store that is stuck must not stop other metrics.
+    usage: Workers,
     /// The capabilities of privileged processes, as far as the host has them.
     pub(crate) privileged_capabilities: Vec<String>,
     /// Containers by handle, for the stages of teardown; the manager owns them.
@@ -142,6 +173,7 @@ impl Services {
             store,
             files: Workers::start("garden-files", 4).map_err(threads)?,
             images: Workers::start("garden-images", 8).map_err(threads)?,
+            usage: Workers::start("garden-usage", 2).map_err(threads)?,
             privileged_capabilities: bundle::held_by_host(&status),
             pods: Mutex::default(),
             queue: OnceLock::new(),
@@ -185,6 +217,7 @@ impl Services {
         image: &ImageRef,
         privileged: bool,
         read_only: bool,
+        disk: Option<DiskLimit>,
     ) -> Result<Rootfs, Error> {
         let source = ImageSource::parse(&image.uri)?;
         let store = self.store.clone();
@@ -197,9 +230,43 @@ impl Services {
                 image: &image,
                 mapping,
                 read_only,
+                limit: limit_of(disk),
             })
         });
-        Ok(made.await??)
+        let rootfs = made.await??;
+        if let Some(why) = not_enforced(&rootfs) {
+            tracing::warn!(rootfs = rootfs.id, why, "the disk limit does not hold");
+        }
+        Ok(rootfs)
+    }
+
+    /// What a root filesystem uses; nothing when the store does not tell in time, so that other
+    /// metrics of the container are known all the same.
+    pub(crate) async fn disk_usage(&self, id: &str) -> DiskMetrics {
+        let (store, id) = (self.store.clone(), id.to_owned());
+        let asked = self.usage.run(move || store.usage(&id));
+        match tokio::time::timeout(USAGE_PATIENCE, asked).await {
+            Ok(Ok(Ok(usage))) => DiskMetrics {
+                total_bytes: usage.total_bytes(),
+                total_inodes: usage.total_inodes(),
+                exclusive_bytes: usage.exclusive_bytes,
+                exclusive_inodes: usage.exclusive_inodes,
+            },
+            Ok(Ok(Err(garden_rootfs::Error::NoSuchRootfs(_)))) => DiskMetrics::default(),
+            Ok(Ok(Err(error))) => {
+                let error = crate::error::report(&error);
+                tracing::warn!(error, "no disk metrics");
+                DiskMetrics::default()
+            }
+            Ok(Err(panicked)) => {
+                tracing::error!(%panicked, "no disk metrics");
+                DiskMetrics::default()
+            }
+            Err(_) => {
+                tracing::warn!("no disk metrics: the store does not answer");
+                DiskMetrics::default()
+            }
+        }
     }
 
     fn mapping(&self, privileged: bool) -> Mapping {

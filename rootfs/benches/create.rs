@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use garden_rootfs::{
-    CreateRequest, IdRange, Image, ImageSource, Mapping, Pretend, Store, StoreOptions,
+    CreateRequest, DiskLimit, IdRange, Image, ImageSource, Mapping, Pretend, Store, StoreOptions,
 };
 
 const RUNS: usize = 300;
@@ -113,6 +113,7 @@ fn request<'a>(id: &'a str, image: &'a Image) -> CreateRequest<'a> {
             gid: map,
         },
         read_only: false,
+        limit: DiskLimit::default(),
     }
 }
 

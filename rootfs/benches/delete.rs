@@ -24,7 +24,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use garden_rootfs::{CreateRequest, Image, ImageSource, Mapping, Rootfs, Store, StoreOptions};
+use garden_rootfs::{
+    CreateRequest, DiskLimit, Image, ImageSource, Mapping, Rootfs, Store, StoreOptions,
+};
 use rustix::fs::{Mode, OFlags};
 use support::Tar;
 
@@ -144,6 +146,7 @@ fn create(store: &Store, image: &Image, id: &str) -> Rootfs {
             image,
             mapping: Mapping::Host,
             read_only: false,
+            limit: DiskLimit::default(),
         })
         .unwrap()
 }

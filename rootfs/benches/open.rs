@@ -16,7 +16,7 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use garden_rootfs::{CreateRequest, Image, Mapping, Role, Store, StoreOptions};
+use garden_rootfs::{CreateRequest, DiskLimit, Image, Mapping, Role, Store, StoreOptions};
 use support::{Place, Tar};
 
 const MANY: usize = 1000;
@@ -35,6 +35,7 @@ fn request<'a>(id: &'a str, image: &'a Image) -> CreateRequest<'a> {
         image,
         mapping: Mapping::Host,
         read_only: false,
+        limit: DiskLimit::default(),
     }
 }
 

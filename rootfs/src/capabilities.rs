@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dirs::Dirs;
 use crate::mount::{MOST_LAYERS, Mounter};
+use crate::quota::{self, Quota};
 
 /// How an overlay is asked not to sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +81,10 @@ pub struct Capabilities {
     /// Lookups that cannot leave a directory (`openat2(2)`, Linux 5.6); nothing is unpacked
     /// without.
     pub openat2: bool,
+    /// How what root filesystems use is counted and limited.
+    pub quota: quota::Kind,
+    /// Whether limits hold. `false` for projects that are only counted.
+    pub quota_enforced: bool,
 }
 
 /// What is not to be used although this host has it.
@@ -100,7 +105,7 @@ pub struct Pretend {
 
 impl Capabilities {
     /// Tries everything.
-    pub(crate) fn probe(dirs: &Arc<Dirs>, pretend: Pretend) -> Self {
+    pub(crate) fn probe(dirs: &Arc<Dirs>, quota: &Quota, pretend: Pretend) -> Self {
         let context = || fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
         let takes = |test: &dyn Fn(BorrowedFd<'_>) -> rustix::io::Result<()>| {
             context().is_ok_and(|context| test(context.as_fd()).is_ok())
@@ -136,6 +141,8 @@ impl Capabilities {
             erofs_files: mounts_files(&dirs.tmp),
             reflink: !pretend.no_reflink && clones_files(&dirs.tmp).unwrap_or(false),
             openat2: resolves_beneath(&dirs.tmp),
+            quota: quota.kind(),
+            quota_enforced: quota.enforces(),
         }
     }
 }

@@ -72,6 +72,23 @@ pub enum Error {
         "a root filesystem with the id {0:?} already exists: destroy it first, or use another id"
     )]
     IdInUse(String),
+    /// There is no root filesystem of this id.
+    #[error("there is no root filesystem with the id {0:?}")]
+    NoSuchRootfs(String),
+    /// The limit has no room for the image. (Users of other image plugins know this text.)
+    #[error(
+        "disk limit is smaller than volume size: the limit is {limit} bytes and the layers of the \
+         image have {volume}; give a larger limit, or one that counts only what is written"
+    )]
+    DiskLimitTooSmall {
+        /// The limit, in bytes.
+        limit: u64,
+        /// The size of the image, in bytes.
+        volume: u64,
+    },
+    /// Nothing can hold a root filesystem to its limit, and the store is to refuse such.
+    #[error("the disk limit cannot be enforced: {0}")]
+    NoQuota(String),
     /// Another server works with this store.
     #[error("the store {} is in use by another server: stop it, or use another store", .0.display())]
     StoreInUse(PathBuf),

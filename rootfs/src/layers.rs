@@ -214,6 +214,13 @@ impl Layers {
         records.find(|record| is_it(record))
     }
 
+    /// The entries of these layers together.
+    pub(crate) fn entries(&self, layers: &[Layer]) -> u64 {
+        let records = self.lock();
+        let known = layers.iter().filter_map(|layer| records.get(&layer.key));
+        known.map(|record| record.entries).sum()
+    }
+
     pub(crate) fn all(&self) -> Vec<Arc<LayerRecord>> {
         let names = dirs::names(&self.dirs.layers).unwrap_or_default();
         names.iter().filter_map(|name| self.get(name)).collect()

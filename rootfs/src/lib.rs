@@ -7,7 +7,7 @@
 //! their own threads.
 //!
 //! ```no_run
-//! use garden_rootfs::{CreateRequest, ImageSource, Mapping, Store, StoreOptions};
+//! use garden_rootfs::{CreateRequest, DiskLimit, ImageSource, Mapping, Store, StoreOptions};
 //!
 //! # fn main() -> garden_rootfs::Result<()> {
 //! let store = Store::open(&StoreOptions::new("/var/lib/garden"))?;
@@ -17,6 +17,7 @@
 //!     image: &image,
 //!     mapping: Mapping::Host,
 //!     read_only: false,
+//!     limit: DiskLimit::default(),
 //! })?;
 //! // Attach `rootfs.mount` in a container's mount namespace, run it, and then:
 //! store.destroy_holding("web-1", vec![rootfs.mount])?;
@@ -42,6 +43,7 @@ mod layers;
 mod mount;
 mod mounting;
 mod oci;
+mod quota;
 mod recover;
 mod registry;
 mod remove;
@@ -65,6 +67,10 @@ pub use garden_sys::userns::IdRange;
 pub use image::{Image, ImageConfig, Layer};
 pub use import::options::{Credentials, ImportOptions, Progress, Stage};
 pub use mounting::{BindRequest, Health};
+pub use quota::{
+    AppliedLimit, DiskLimit, Enforced, Kind as QuotaKind, Measured, NotCounted, Scope, Usage,
+    WithoutQuota,
+};
 pub use recover::Recovered;
 pub use registry::{RegistryError, RegistryPolicy, ServerStep, Timeouts};
 pub use rootfs::{CreateRequest, Mapping, Rootfs, RootfsInfo};

@@ -21,6 +21,7 @@ use crate::error::{Error, Result, Step};
 use crate::image::{Image, ImageConfig};
 use crate::layers::TREE;
 use crate::mount::{Failed, MOST_LAYERS, Mounter, Overlay};
+use crate::quota::AppliedLimit;
 use crate::remove;
 use crate::rootfs::{Mapping, Rootfs, check_id};
 use crate::shifted;
@@ -94,6 +95,7 @@ impl Store {
             config: ImageConfig::default(),
             // The directory's own file system is synced by whoever unmounts it.
             volatile: true,
+            limit: AppliedLimit::default(),
         })
     }
 

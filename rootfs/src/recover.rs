@@ -34,13 +34,15 @@ pub struct Recovered {
     pub images: usize,
     /// Lock files of processes that died.
     pub locks: usize,
+    /// Limits of root filesystems that are gone.
+    pub limits: usize,
 }
 
 /// Looks through the whole store, until it is told to stop.
 pub(crate) fn recover(store: &Store, stop: &dyn Fn() -> bool) -> Recovered {
     type Part = fn(&Store, &dyn Fn() -> bool) -> Result<usize>;
     let mut found = Recovered::default();
-    let parts: [(&mut usize, &str, Part); 6] = [
+    let parts: [(&mut usize, &str, Part); 7] = [
         (&mut found.mounts, "mounts", |store, _| {
             mounts::detach(store)
         }),
@@ -52,6 +54,9 @@ pub(crate) fn recover(store: &Store, stop: &dyn Fn() -> bool) -> Recovered {
         (&mut found.images, "images", sweep_images),
         (&mut found.locks, "locks", |store, _| {
             locks::sweep(&store.inner.dirs)
+        }),
+        (&mut found.limits, "limits", |store, _| {
+            store.inner.quota.sweep()
         }),
     ];
     for (count, what, part) in parts {

@@ -67,24 +67,27 @@ pub(crate) fn contents(
     but: &OsStr,
     pace: &dyn Pace,
 ) -> io::Result<()> {
-    let top = top.as_fd();
-    let directory = match open(top, name.as_bytes()) {
+    let directory = match open(top.as_fd(), name.as_bytes()) {
         Ok(Some(directory)) => directory,
         Ok(None) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(()),
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => return Ok(()),
         Err(error) => return Err(error),
     };
+    // What lies too deep is moved into the directory itself, which may be a subvolume, and found
+    // by the next round.
     let mut walk = Walk {
-        top,
+        top: directory.as_fd(),
         moved: Vec::new(),
         pace,
     };
-    walk.empty(&directory, 0, Some(but.as_bytes()))?;
-    while let Some(name) = walk.moved.pop() {
-        walk.remove(walk.top, &name, 0)?;
+    loop {
+        walk.empty(&directory, 0, Some(but.as_bytes()))?;
+        if walk.moved.is_empty() {
+            return Ok(());
+        }
+        walk.moved.clear();
     }
-    Ok(())
 }
 
 struct Walk<'a> {

@@ -10,7 +10,6 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use garden_sys::userns::IdRange;
 use rustix::fs::{Gid, Mode, Stat, Uid};
@@ -23,12 +22,14 @@ use crate::dirs;
 use crate::error::{Error, Result, Step};
 use crate::image::{Image, ImageConfig};
 use crate::mounting::BindRequest;
+use crate::quota::{AppliedLimit, DiskLimit};
 use crate::shifted;
 use crate::staging::Staged;
 use crate::store::Store;
+use crate::trash::With;
 use crate::unpack::attributes::Attributes;
 
-const RECORD: &str = "record.json";
+pub(crate) const RECORD: &str = "record.json";
 
 /// Whose ids the files of a root filesystem get.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -57,6 +58,8 @@ pub struct CreateRequest<'a> {
     /// Without anything to write to: the mount has no upper directory and can never need a sync.
     /// Nothing can be made in it, mount points included.
     pub read_only: bool,
+    /// How large it may become.
+    pub limit: DiskLimit,
 }
 
 /// A root filesystem that is ready to be used.
@@ -71,6 +74,8 @@ pub struct Rootfs {
     pub config: ImageConfig,
     /// Whether the kernel never syncs it.
     pub volatile: bool,
+    /// Its limit, and whether it holds.
+    pub limit: AppliedLimit,
 }
 
 impl fmt::Debug for Rootfs {
@@ -100,6 +105,15 @@ pub struct RootfsInfo {
     pub created_ms: u64,
     /// The boot in which it was created: it does not outlive it.
     pub boot: String,
+    /// Bytes in the regular files of its layers.
+    #[serde(default)]
+    pub base_bytes: u64,
+    /// Files, directories and so on of its layers.
+    #[serde(default)]
+    pub base_inodes: u64,
+    /// Its limit, and whether it holds.
+    #[serde(default)]
+    pub limit: AppliedLimit,
 }
 
 /// What is on the disk under an id.
@@ -132,10 +146,14 @@ impl Store {
         }
         // Until the record below refers to its layers.
         let _used = self.hold_image(request.image)?;
-        let staged = Staged::new(&self.inner.dirs, &self.inner.trash)?;
+        let quota = &self.inner.quota;
+        let planned = quota.plan(&request.limit, request.image.size())?;
+        let staged = quota.stage(&self.inner.trash)?;
+        // First of all: what is made in it from now on is counted, and the record says so.
+        let limit = quota.set_up(staged.directory(), planned)?;
+        self.write_record(&staged, request, &limit)?;
         let upper = staged.subdirectory("upper", Mode::from_raw_mode(0o755))?;
         give_root(&upper, &request.image.root, &request.mapping)?;
-        self.write_record(&staged, request)?;
         let (image, mapping) = (request.image, &request.mapping);
         let (mount, volatile) =
             self.mount_image(id, image, mapping, &staged, &upper, request.read_only)?;
@@ -145,6 +163,7 @@ impl Store {
             mount,
             config: request.image.config.clone(),
             volatile,
+            limit,
         })
     }
 
@@ -162,10 +181,11 @@ impl Store {
             return Ok(false);
         };
         let _foreground = self.inner.trash.foreground();
-        let done = self
-            .inner
-            .trash
-            .discard(&self.inner.dirs.rootfs, id, mounts);
+        let with = With {
+            held: mounts,
+            bytes: self.inner.quota.bytes_of(id),
+        };
+        let done = (self.inner.trash).discard_with(&self.inner.dirs.rootfs, id, with);
         done.step(|| format!("take the root filesystem {id:?} away"))
     }
 
@@ -227,13 +247,21 @@ impl Store {
         Ok(true)
     }
 
-    fn write_record(&self, staged: &Staged, request: &CreateRequest<'_>) -> Result<()> {
+    fn write_record(
+        &self,
+        staged: &Staged,
+        request: &CreateRequest<'_>,
+        limit: &AppliedLimit,
+    ) -> Result<()> {
         let layers = request.image.layers.iter();
         self.record(
             staged,
             &RootfsInfo {
                 image: Some(request.image.id),
                 layers: layers.map(|layer| layer.key.clone()).collect(),
+                base_bytes: request.image.size(),
+                base_inodes: self.inner.layers.entries(&request.image.layers),
+                limit: limit.clone(),
                 ..self.new_info(request.id, request.read_only)
             },
         )
@@ -251,15 +279,17 @@ impl Store {
     }
 
     fn new_info(&self, id: &str, read_only: bool) -> RootfsInfo {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         RootfsInfo {
             id: id.to_owned(),
             image: None,
             directory: None,
             layers: Vec::new(),
             read_only,
-            created_ms: now.map_or(0, |since| since.as_millis().try_into().unwrap_or(u64::MAX)),
+            created_ms: dirs::now_ms(),
             boot: self.inner.dirs.boot.clone(),
+            base_bytes: 0,
+            base_inodes: 0,
+            limit: AppliedLimit::default(),
         }
     }
 

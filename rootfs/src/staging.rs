@@ -30,13 +30,35 @@ pub(crate) struct Staged {
 impl Staged {
     /// Makes one.
     pub(crate) fn new(dirs: &Arc<Dirs>, trash: &Arc<Trash>) -> Result<Self> {
+        Self::made(dirs, trash, |name| {
+            rustix::fs::mkdirat(&dirs.tmp, name, Mode::RWXU)
+        })
+    }
+
+    /// Makes one that is a subvolume of btrfs.
+    pub(crate) fn subvolume(dirs: &Arc<Dirs>, trash: &Arc<Trash>) -> Result<Self> {
+        let staged = Self::made(dirs, trash, |name| {
+            let made = garden_sys::btrfs::create_subvolume(&dirs.tmp, name);
+            made.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })?;
+        // Subvolumes are made for everybody.
+        rustix::fs::fchmod(&staged.fd, Mode::RWXU)
+            .step(|| format!("close to others a subvolume in {}", dirs.path.display()))?;
+        Ok(staged)
+    }
+
+    fn made(
+        dirs: &Arc<Dirs>,
+        trash: &Arc<Trash>,
+        make: impl Fn(&str) -> rustix::io::Result<()>,
+    ) -> Result<Self> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let boot: String = dirs.boot.chars().take(8).collect();
         let step = || format!("make a staging directory in {}", dirs.path.display());
         loop {
             let number = COUNTER.fetch_add(1, Ordering::Relaxed);
             let name = format!("{boot}-{}-{number}", std::process::id());
-            match rustix::fs::mkdirat(&dirs.tmp, &name, Mode::RWXU) {
+            match make(&name) {
                 Ok(()) => {}
                 // Of a process that had the same number before.
                 Err(Errno::EXIST) => continue,
@@ -86,6 +108,13 @@ impl Staged {
         dirs::rename(&self.dirs.tmp, &self.name, to, name)?;
         self.published = true;
         Ok(hold)
+    }
+}
+
+impl Staged {
+    /// The directory itself.
+    pub(crate) fn directory(&self) -> &OwnedFd {
+        &self.fd
     }
 }
 

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use garden_rootfs::{
-    CreateRequest, FindingKind, Image, Mapping, Repair, Repaired, Role, Rootfs, Store,
+    CreateRequest, DiskLimit, FindingKind, Image, Mapping, Repair, Repaired, Role, Rootfs, Store,
 };
 use rustix::fs::FlockOperation;
 use support::{Layout, Place, Tar, read};
@@ -29,6 +29,7 @@ fn create(place: &Place, id: &str, image: &Image) -> Rootfs {
         image,
         mapping: Mapping::Host,
         read_only: false,
+        limit: DiskLimit::default(),
     };
     place.store().create(&request).unwrap()
 }

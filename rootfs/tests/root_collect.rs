@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use garden_rootfs::{
-    CollectPolicy, CreateRequest, Error, Image, ImageSource, Mapping, Outcome, Role, Rootfs, Space,
-    Store, WaterMarks,
+    CollectPolicy, CreateRequest, DiskLimit, Error, Image, ImageSource, Mapping, Outcome, Role,
+    Rootfs, Space, Store, WaterMarks,
 };
 use support::{Layout, Place, Tar, read};
 
@@ -45,6 +45,7 @@ fn create(store: &Store, id: &str, image: &Image) -> garden_rootfs::Result<Rootf
         image,
         mapping: Mapping::Host,
         read_only: false,
+        limit: DiskLimit::default(),
     })
 }
 

@@ -13,8 +13,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use garden_rootfs::{
-    CollectPolicy, CreateRequest, Error, ImageSource, Mapping, Repair, Role, Rootfs, Store,
-    StoreOptions,
+    CollectPolicy, CreateRequest, DiskLimit, Error, ImageSource, Mapping, Repair, Role, Rootfs,
+    Store, StoreOptions,
 };
 use support::{Layout, Place, Tar, read};
 
@@ -107,6 +107,7 @@ fn create(store: &Store, dir: &Path, number: u64, id: &str) -> garden_rootfs::Re
         image: &image,
         mapping: Mapping::Host,
         read_only: false,
+        limit: DiskLimit::default(),
     })
 }
 

@@ -7,7 +7,7 @@ mod support;
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use garden_rootfs::{CreateRequest, Error, Image, ImageSource, Mapping, Rootfs, Rule};
+use garden_rootfs::{CreateRequest, DiskLimit, Error, Image, ImageSource, Mapping, Rootfs, Rule};
 use support::{Entry, Layout, Place, Tar, gzip, names, read, stat};
 
 fn rootfs(place: &Place, id: &str, image: &Image) -> Rootfs {
@@ -16,6 +16,7 @@ fn rootfs(place: &Place, id: &str, image: &Image) -> Rootfs {
         image,
         mapping: Mapping::Host,
         read_only: false,
+        limit: DiskLimit::default(),
     };
     place.store().create(&request).unwrap()
 }

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use garden_rootfs::{
-    CreateRequest, Error, IdRange, Image, Mapping, Rootfs, Store, StoreOptions, Unmount,
+    CreateRequest, DiskLimit, Error, IdRange, Image, Mapping, Rootfs, Store, StoreOptions, Unmount,
 };
 use rustix::fs::{AtFlags, Mode, OFlags};
 use support::{Entry, Layout, Place, Tar, names, open, read, stat};
@@ -40,6 +40,7 @@ fn request<'a>(id: &'a str, image: &'a Image) -> CreateRequest<'a> {
         image,
         mapping: Mapping::Host,
         read_only: false,
+        limit: DiskLimit::default(),
     }
 }
 

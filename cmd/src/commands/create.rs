@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use garden::model::{ContainerSpec, Handle, Limits};
+use garden::model::{ContainerSpec, DiskLimit, DiskScope, Handle, Limits};
 
 use super::print;
 use crate::reach::Target;
@@ -11,7 +11,7 @@ use crate::values;
 /// Create a container and print its name
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
-  garden create --image busybox.tar --name web --memory 64M")]
+  garden create --image busybox.tar --name web --memory 64M --disk 1G")]
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     container: ContainerArgs,
@@ -35,9 +35,41 @@ pub(crate) struct ContainerArgs {
     /// Most processes and threads
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
+    #[command(flatten)]
+    disk: DiskArgs,
     /// No user namespace, all capabilities, no seccomp filter
     #[arg(long)]
     privileged: bool,
+}
+
+/// What a root filesystem may grow to.
+#[derive(Debug, Args)]
+pub(crate) struct DiskArgs {
+    /// Most bytes of the root filesystem with its image, like 1G
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    disk: Option<u64>,
+    /// Count only what is written towards --disk, not the image
+    #[arg(long, requires = "disk")]
+    disk_exclusive: bool,
+    /// Most files and directories that are made or changed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    disk_inodes: Option<u64>,
+}
+
+impl DiskArgs {
+    /// As the server wants it.
+    pub(crate) fn limit(&self) -> Option<DiskLimit> {
+        let limit = DiskLimit {
+            bytes: self.disk,
+            inodes: self.disk_inodes,
+            scope: if self.disk_exclusive {
+                DiskScope::Exclusive
+            } else {
+                DiskScope::Total
+            },
+        };
+        (limit.bytes.is_some() || limit.inodes.is_some()).then_some(limit)
+    }
 }
 
 impl ContainerArgs {
@@ -51,6 +83,7 @@ impl ContainerArgs {
             limits: Limits {
                 memory_bytes: self.memory,
                 pids: self.pids,
+                disk: self.disk.limit(),
                 ..Limits::default()
             },
             ..ContainerSpec::default()

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use garden::model::Handle;
+use garden::model::{DiskLimit, DiskMetrics, DiskScope, Handle};
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -29,12 +29,16 @@ struct Shown {
     processes: Vec<garden::model::ProcessInfo>,
     #[serde(flatten)]
     info: garden::client::Info,
+    disk: DiskMetrics,
+    disk_limit: Option<DiskLimit>,
 }
 
 /// Shows it.
 pub(crate) async fn run(target: &Target, args: &InspectArgs) -> Result<u8> {
     let client = target.server().await?;
     let info = client.info(&args.name).await?;
+    let metrics = client.metrics(&args.name).await?;
+    let limits = client.limits(&args.name).await?;
     let list = client.ps().await?;
     let found = list
         .containers
@@ -50,6 +54,8 @@ pub(crate) async fn run(target: &Target, args: &InspectArgs) -> Result<u8> {
         privileged: container.privileged,
         processes: container.processes,
         info,
+        disk: metrics.disk,
+        disk_limit: limits.disk,
     };
     if args.json {
         print_json(&shown)?;
@@ -67,7 +73,13 @@ fn text(shown: &Shown) -> String {
         ("image", shown.image.clone()),
         ("privileged", shown.privileged.to_string()),
         ("directory", shown.info.path.display().to_string()),
+        ("disk", disk(&shown.disk)),
     ];
+    facts.extend(
+        shown
+            .disk_limit
+            .map(|limit| ("disk limit", disk_limit(&limit))),
+    );
     facts.extend(
         shown
             .info
@@ -86,4 +98,26 @@ fn text(shown: &Shown) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<11}{value}\n"))
         .collect()
+}
+
+fn disk(used: &DiskMetrics) -> String {
+    format!(
+        "{} in {} files written, {} with the image",
+        table::size(used.exclusive_bytes),
+        used.exclusive_inodes,
+        table::size(used.total_bytes)
+    )
+}
+
+fn disk_limit(limit: &DiskLimit) -> String {
+    let scope = match limit.scope {
+        DiskScope::Total => "with the image",
+        DiskScope::Exclusive => "written",
+    };
+    let bytes = limit
+        .bytes
+        .map(|bytes| format!("{} {scope}", table::size(bytes)));
+    let inodes = limit.inodes.map(|inodes| format!("{inodes} files written"));
+    let both: Vec<_> = bytes.into_iter().chain(inodes).collect();
+    both.join(", ")
 }

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use garden::client::Wanted;
 use garden::model::{Handle, Limits, ProcessSpec};
 
+use super::create::DiskArgs;
 use super::{exec, print, print_json, program};
 use crate::reach::Target;
 use crate::{table, values};
@@ -42,6 +43,8 @@ pub(crate) struct RunArgs {
     /// Most memory, like 64M
     #[arg(long, short, value_name = "SIZE", value_parser = values::size, requires = "own_limits")]
     memory: Option<u64>,
+    #[command(flatten)]
+    disk: DiskArgs,
     /// The command and its arguments
     #[arg(required = true, last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -81,6 +84,7 @@ async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
         dir: args.cwd,
         image: Some(super::image(&args.image)?),
         own_limits,
+        disk: args.disk.limit(),
         ..ProcessSpec::default()
     };
     let process = client.run(&args.name, &spec, Wanted::ALL).await?;

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use garden::api;
 use garden::hosting::{Hosted, find_shim};
-use garden::manager::{Options, Unmount};
+use garden::manager::{Options, Unmount, WithoutQuota};
 
 use crate::reach::Target;
 use crate::streams;
@@ -47,6 +47,18 @@ pub(crate) struct ServerArgs {
     /// Let fsync work inside containers; unmounting then writes the whole disk of the store
     #[arg(long)]
     sync_unmount: bool,
+    /// Where the store's file system has no quota: count what is used, or refuse disk limits
+    #[arg(long, value_name = "HOW", value_enum, default_value = "account")]
+    without_quota: OnNoQuota,
+}
+
+/// What becomes of disk limits that cannot be enforced.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OnNoQuota {
+    /// Make the container, say that its limit does not hold, and count.
+    Account,
+    /// Refuse to make the container.
+    Refuse,
 }
 
 /// Serves until SIGINT or SIGTERM.
@@ -59,6 +71,10 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     options.tag = args.tag;
     options.default_image = args.default_image;
     options.max_containers = args.max_containers;
+    options.without_quota = match args.without_quota {
+        OnNoQuota::Account => WithoutQuota::Account,
+        OnNoQuota::Refuse => WithoutQuota::Refuse,
+    };
     if args.sync_unmount {
         options.unmount = Unmount::Sync;
     }

@@ -19,7 +19,7 @@ use super::{Container, exits};
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
 use crate::error::Error;
-use crate::model::{Handle, ImageRef, ProcessSpec};
+use crate::model::{DiskLimit, Handle, ImageRef, ProcessSpec};
 use crate::runtime::shim::Shim;
 use crate::services::Services;
 use crate::{env, users};
@@ -94,16 +94,23 @@ impl Pod {
     }
 }
 
+/// What a pea's root filesystem is made from.
+pub(crate) struct PeaImage {
+    pub(crate) image: ImageRef,
+    /// What it may grow to.
+    pub(crate) disk: Option<DiskLimit>,
+}
+
 impl parts::Rootfs for Pod {
-    type Image = ImageRef;
+    type Image = PeaImage;
     type Root = PeaRoot;
     type Error = Error;
 
-    async fn create(&self, id: &str, image: &ImageRef) -> Result<PeaRoot, Error> {
+    async fn create(&self, id: &str, wanted: &PeaImage) -> Result<PeaRoot, Error> {
         let privileged = self.container()?.privileged();
         let rootfs = self
             .services
-            .make_rootfs(id, image, privileged, false)
+            .make_rootfs(id, &wanted.image, privileged, false, wanted.disk)
             .await?;
         Ok(PeaRoot {
             mount: Arc::new(rootfs.mount),

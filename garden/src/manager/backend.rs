@@ -98,16 +98,22 @@ impl Backend for Manager {
     }
 
     async fn metrics(&self, handle: &Handle) -> Result<Metrics, Error> {
-        let container = self.find(handle)?;
+        let container = match self.find(handle) {
+            Ok(container) => container,
+            Err(unknown) => return self.pea_metrics(handle).await.ok_or(unknown),
+        };
         let record = container.record();
         let cgroups = self.services().cgroups.clone();
+        let instance = record.instance.clone();
         let read = self.services().files.run(move || {
             let place = crate::cgroup::Place::Container(&record.cgroup);
             cgroups.processes(&place).len()
         });
+        let (pids, disk) = tokio::join!(read, self.services().disk_usage(&instance));
         let age = crate::services::now_ms().saturating_sub(container.record().created_ms);
         Ok(Metrics {
-            pids: read.await? as u64,
+            pids: pids? as u64,
+            disk,
             max_pids: container.record().spec.limits.pids,
             age: Duration::from_millis(age),
             ..Metrics::default()
@@ -228,6 +234,27 @@ impl Backend for Manager {
     async fn teardown_wait(&self, patience: Duration) -> Result<TeardownStatus, Error> {
         self.settle(patience).await;
         Ok(teardown_status(self))
+    }
+}
+
+impl Manager {
+    /// The metrics of a running pea, by its id: Garden's clients ask for both kinds by one name.
+    async fn pea_metrics(&self, id: &Handle) -> Option<Metrics> {
+        let id: ProcessId = id.as_str().parse().ok()?;
+        let running = |container: Arc<Container>| {
+            let entry = container.process(&id)?;
+            (entry.pea && entry.info().is_some()).then(|| entry.instance.clone())
+        };
+        let instance = self.all().into_iter().find_map(running)?;
+        // The instance's name was made when the pea was.
+        let began = uuid::Uuid::parse_str(&instance).ok()?.get_timestamp()?;
+        let (seconds, nanos) = began.to_unix();
+        let now = Duration::from_millis(crate::services::now_ms());
+        Some(Metrics {
+            disk: self.services().disk_usage(&instance).await,
+            age: now.saturating_sub(Duration::new(seconds, nanos)),
+            ..Metrics::default()
+        })
     }
 }
 

@@ -29,7 +29,7 @@ use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle, ImageRef, ProcessId};
 use crate::runtime::shim::{self, Event, Shim};
-use crate::services::{Services, lock, new_instance, now_ms};
+use crate::services::{Services, lock, new_instance, not_enforced, now_ms};
 
 /// The supervisor's name for the init.
 pub(super) const INIT: &str = "init";
@@ -145,7 +145,13 @@ impl Manager {
         let (rootfs, group, connected) = tokio::join!(
             stage(
                 "rootfs",
-                services.make_rootfs(&record.instance, image, privileged, false)
+                services.make_rootfs(
+                    &record.instance,
+                    image,
+                    privileged,
+                    false,
+                    record.spec.limits.disk
+                )
             ),
             stage("cgroup", make_group(services, record)),
             stage("shim", spawn_shim(services, handle, &dir)),
@@ -153,6 +159,11 @@ impl Manager {
         let (shim, events) = connected?;
         let (rootfs, group) = (rootfs?, group?);
         record.image_env.clone_from(&rootfs.config.env);
+        if let Some(why) = not_enforced(&rootfs) {
+            record
+                .events
+                .push(format!("Disk limit is not enforced: {why}"));
+        }
         let exits = Exits::new();
         let _ = exits.expect(INIT);
         dir.write_process(&ProcessRecord::new(

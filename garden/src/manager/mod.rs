@@ -32,7 +32,7 @@ pub use crate::services::Options;
 use crate::services::{Services, lock};
 use cleaner::Cleaner;
 pub use garden_peas::TeardownMode;
-pub use garden_rootfs::Unmount;
+pub use garden_rootfs::{Unmount, WithoutQuota};
 
 /// All containers of one server. Cheap to clone.
 #[derive(Clone)]
@@ -152,6 +152,7 @@ fn open_blocking(options: &Options) -> Result<(Depot, Cgroups, Store), Error> {
     let cgroups = Cgroups::open(options.tag.as_deref())?;
     let mut store = StoreOptions::new(&options.store_dir);
     store.unmount = options.unmount;
+    store.without_quota = options.without_quota;
     let store = Store::open(&store)?;
     Ok((depot, cgroups, store))
 }

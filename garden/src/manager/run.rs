@@ -12,7 +12,7 @@ use super::Manager;
 use crate::bundle::{self, ProcessInput};
 use crate::cgroup::Group;
 use crate::container::launch::{self, Passed, StartOrder};
-use crate::container::peas::{self, PeaSpec};
+use crate::container::peas::{self, PeaImage, PeaSpec};
 use crate::container::process::ProcessEntry;
 use crate::container::{Container, exits};
 use crate::depot::{ContainerRecord, ProcessRecord};
@@ -40,6 +40,12 @@ impl Manager {
         if !spec.is_pea() && !spec.bind_mounts.is_empty() {
             return Err(Error::Invalid(
                 "Running a process with bind mounts and no image provided is not allowed"
+                    .to_owned(),
+            ));
+        }
+        if !spec.is_pea() && spec.disk.is_some() {
+            return Err(Error::Invalid(
+                "a disk limit is for a process with an image: others share their container's"
                     .to_owned(),
             ));
         }
@@ -201,7 +207,10 @@ async fn start_pea(
             process: entry.id.to_string(),
         },
         instance: entry.instance.clone(),
-        image,
+        image: PeaImage {
+            image,
+            disk: spec.disk,
+        },
         user: spec.user.clone().unwrap_or_default(),
         resources: peas::resources(container, &record.cgroup, &entry.instance, own_limits),
         spec: PeaSpec {

@@ -33,7 +33,7 @@ impl Store {
 
     fn probe_now(&self) -> Capabilities {
         let pretend = self.inner.pretend;
-        let capabilities = Capabilities::probe(&self.inner.dirs, pretend);
+        let capabilities = Capabilities::probe(&self.inner.dirs, &self.inner.quota, pretend);
         let store = self.inner.dirs.path.display();
         tracing::info!(?capabilities, %store, "probed the kernel and the disk");
         // What is only pretended is nobody else's.

@@ -10,7 +10,7 @@
 //!   images/ID.json    which layers a source was, when it was last imported
 //!   locks/KEY         held by whoever imports an image or a layer
 //!   pins/ID           an image that is never collected
-//!   rootfs/ID/        upper/  work/  record.json
+//!   rootfs/ID/        upper/  work/  record.json  (usage.json)
 //!   trash/UUID        whatever is to be removed
 //! ```
 //!
@@ -24,8 +24,9 @@ mod capabilities;
 pub(crate) mod hold;
 pub(crate) mod images;
 mod maintain;
-mod server;
+pub(crate) mod server;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -40,6 +41,7 @@ use crate::import;
 use crate::layers::Layers;
 use crate::mount::Mounter;
 use crate::mounting::Sentinel;
+use crate::quota::{self, Quota, WithoutQuota};
 use crate::registry::{Client, RegistryPolicy};
 use crate::trash::{Trash, TrashStats};
 use crate::unpack::Limits;
@@ -91,6 +93,13 @@ pub struct StoreOptions {
     pub collect: Option<CollectPolicy>,
     /// How much one layer may ask for.
     pub limits: Limits,
+    /// What to do with limits of root filesystems where nothing can enforce them.
+    pub without_quota: WithoutQuota,
+    /// The project ids that root filesystems may get (XFS, ext4); not empty, without 0. Stores on
+    /// one file system may share them.
+    pub project_ids: Range<u32>,
+    /// Whether to switch the quota of btrfs on, for its whole file system, if it is off.
+    pub switch_quota_on: bool,
     /// How registries are spoken to.
     pub registry: RegistryPolicy,
     /// What is not to be used although this host has it: for tests of what older hosts do.
@@ -108,6 +117,9 @@ impl StoreOptions {
             trash_workers: 2,
             collect: Some(CollectPolicy::default()),
             limits: Limits::default(),
+            without_quota: WithoutQuota::default(),
+            project_ids: quota::PROJECT_IDS,
+            switch_quota_on: false,
             registry: RegistryPolicy::default(),
             pretend: Pretend::default(),
         }
@@ -130,6 +142,7 @@ pub(crate) struct Inner {
     pub(crate) layers: Arc<Layers>,
     pub(crate) flights: Flights,
     pub(crate) limits: Limits,
+    pub(crate) quota: Arc<Quota>,
     pub(crate) registry: Client,
     pub(crate) unmount: Unmount,
     pub(crate) capabilities: OnceLock<Capabilities>,
@@ -162,12 +175,16 @@ impl Store {
                 Some(lock.ok_or_else(|| Error::StoreInUse(options.path.clone()))?)
             }
         };
+        let quota = Arc::new(Quota::new(&dirs, options)?);
+        let trash = Trash::new(&dirs);
+        trash.when_gone(Box::new(Arc::clone(&quota)));
         let inner = Arc::new(Inner {
-            trash: Trash::new(&dirs),
+            trash,
             layers: Arc::new(Layers::new(&dirs)),
             dirs,
             flights: Flights::new(import::slots()),
             limits: options.limits,
+            quota,
             registry: Client::new(options.registry.clone()),
             unmount: options.unmount,
             capabilities: OnceLock::new(),

@@ -13,6 +13,7 @@ use crate::collect::{self, CollectPolicy};
 use crate::dirs::Lock;
 use crate::durable::Durable;
 use crate::error::{Result, Step};
+use crate::quota;
 use crate::recover;
 
 /// How often is looked for what tools left, and for threads that are stuck.
@@ -81,6 +82,11 @@ impl Server {
                 watch(store, &durable, &mut layers);
             }
         })?;
+        if inner.quota.needs_walks() {
+            server.spawn("garden-account", |store, signal| {
+                quota::watch(&store.inner.dirs, signal);
+            })?;
+        }
         if let Some(policy) = &server.policy {
             let policy = policy.clone();
             server.spawn("garden-collect", move |store, signal| {

@@ -59,12 +59,19 @@ pub struct TrashFailure {
     pub reason: String,
 }
 
-/// What is to be done when a tree is gone.
+/// What else is to be done for a tree that is removed. Called on a trash thread, in whatever
+/// process empties the trash.
 pub(crate) trait WhenGone: fmt::Debug + Send + Sync {
-    /// Gets the bytes of the tree's `record.json`. Called on a trash thread, in whatever process
-    /// empties the trash, and after a crash perhaps twice for the same tree. An error leaves the
-    /// record where it is, and is tried again.
-    fn gone(&self, record: &[u8]) -> io::Result<()>;
+    /// Removes `trash/name`, which is `tree`, whole, where there is a quicker way than object by
+    /// object; `false` where there is not.
+    fn remove(&self, _trash: &OwnedFd, _name: &str, _tree: &OwnedFd) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// The end of a tree in which nothing is left but, if it had any, its `record.json`, whose bytes
+    /// these are. After a crash perhaps called twice for the same tree. An error leaves it where it
+    /// is, and is tried again.
+    fn gone(&self, tree: &OwnedFd, record: Option<&[u8]>) -> io::Result<()>;
 }
 
 /// What goes with a tree into the trash.
@@ -155,11 +162,7 @@ impl Trash {
         })
     }
 
-    /// Sets what is to be done when a tree with a record is gone; once, before anything is removed.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "quotas release their project here")
-    )]
+    /// Sets what else is to be done for a tree; once, before anything is removed.
     pub(crate) fn when_gone(&self, work: Box<dyn WhenGone>) {
         let _ = self.when_gone.set(work);
     }

@@ -130,15 +130,24 @@ impl Trash {
     fn empty(&self, item: &mut Item, progress: &Progress) -> io::Result<()> {
         let pacer = Pacer::new(self, progress);
         let name = item.name.as_ref();
-        let record = dirs::directory(&self.dirs.trash, &*item.name)
-            .map_err(io::Error::from)
-            .and_then(|directory| dirs::read(directory, RECORD))
-            .unwrap_or_default();
+        // None for a file, and for what is gone.
+        let tree = dirs::directory(&self.dirs.trash, &item.name).ok();
+        let record = tree
+            .as_ref()
+            .and_then(|tree| dirs::read(tree, RECORD).ok()?);
+        let work = self.when_gone.get();
+        if let (Some(tree), Some(work)) = (&tree, work)
+            && work.remove(&self.dirs.trash, &item.name, tree)?
+        {
+            item.with.held.clear();
+            progress.moved();
+            return Ok(());
+        }
         remove::contents(&self.dirs.trash, name, RECORD.as_ref(), &pacer)?;
         item.with.held.clear();
         progress.moved();
-        if let (Some(record), Some(work)) = (record, self.when_gone.get()) {
-            work.gone(&record)?;
+        if let (Some(tree), Some(work)) = (tree, work) {
+            work.gone(&tree, record.as_deref())?;
         }
         remove::tree(&self.dirs.trash, name, &pacer)
     }
@@ -222,6 +231,7 @@ mod tests {
     use super::*;
     use crate::dirs::Dirs;
     use crate::trash::WhenGone;
+    use std::os::fd::OwnedFd;
     use std::path::Path;
     use std::sync::mpsc;
 
@@ -248,7 +258,10 @@ mod tests {
     }
 
     impl WhenGone for Work {
-        fn gone(&self, record: &[u8]) -> io::Result<()> {
+        fn gone(&self, _: &OwnedFd, record: Option<&[u8]>) -> io::Result<()> {
+            let Some(record) = record else {
+                return Ok(());
+            };
             let name = String::from_utf8(record.to_vec()).unwrap();
             match &*name {
                 "stuck" => drop(self.hang.lock().unwrap().recv()),

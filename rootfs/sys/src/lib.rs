@@ -8,7 +8,9 @@
 //!
 //! Each wrapper names the first kernel that has its call.
 
+pub mod btrfs;
 pub mod mount;
 pub mod priority;
+pub mod quota;
 pub mod userns;
 pub mod xattr;

@@ -40,7 +40,7 @@ pub(crate) struct WireCpu {
 }
 
 /// A disk quota, of which only the hard limits count.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct WireDisk {
     #[serde(skip_serializing_if = "zero")]
@@ -110,7 +110,7 @@ impl WireCpu {
 }
 
 impl WireDisk {
-    fn limit(&self) -> Result<Option<DiskLimit>, Error> {
+    pub(crate) fn limit(&self) -> Result<Option<DiskLimit>, Error> {
         let scope = match self.scope {
             0 => DiskScope::Total,
             1 => DiskScope::Exclusive,
@@ -128,8 +128,8 @@ impl WireDisk {
         Ok((limit.bytes.is_some() || limit.inodes.is_some()).then_some(limit))
     }
 
-    pub(crate) fn of(limits: &Limits) -> Self {
-        let Some(disk) = limits.disk else {
+    pub(crate) fn of(disk: Option<DiskLimit>) -> Self {
+        let Some(disk) = disk else {
             return Self::default();
         };
         Self {
@@ -159,7 +159,7 @@ impl From<&Limits> for WireLimits {
         Self {
             bandwidth_limits: WireBandwidth::default(),
             cpu_limits: WireCpu::of(limits),
-            disk_limits: WireDisk::of(limits),
+            disk_limits: WireDisk::of(limits.disk),
             memory_limits: WireMemory::of(limits),
             pid_limits: WirePids {
                 max: limits.pids.unwrap_or_default(),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::container::{WireBindMount, WireImage, all};
-use super::limits::WireProcessLimits;
+use super::limits::{WireDisk, WireProcessLimits};
 use super::zero;
 use crate::error::Error;
 use crate::model::{ProcessId, ProcessSpec, Rlimit, WindowSize};
@@ -54,6 +54,9 @@ pub(crate) struct WireProcessSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     tty: Option<WireTty>,
     image: WireImage,
+    /// Ours: what a pea's root filesystem may grow to. Garden's API has no word for it.
+    #[serde(skip_serializing_if = "zero")]
+    disk_limits: WireDisk,
     #[serde(skip_serializing_if = "zero")]
     bind_mounts: Vec<WireBindMount>,
 }
@@ -134,6 +137,13 @@ impl TryFrom<WireProcessSpec> for ProcessSpec {
                 "Running a process with bind mounts and no image provided is not allowed".into(),
             ));
         }
+        let disk = wire.disk_limits.limit()?;
+        if image.is_none() && disk.is_some() {
+            return Err(Error::Invalid(
+                "a disk limit is for a process with an image: others share their container's"
+                    .into(),
+            ));
+        }
         Ok(Self {
             id,
             path: wire.path,
@@ -147,6 +157,7 @@ impl TryFrom<WireProcessSpec> for ProcessSpec {
                 .map(|tty| tty.window_size.unwrap_or_default().into()),
             image,
             own_limits: wire.limits.map(Into::into),
+            disk,
             bind_mounts: all(wire.bind_mounts)?,
         })
     }
@@ -173,6 +184,7 @@ impl From<&ProcessSpec> for WireProcessSpec {
             limits: spec.own_limits.as_ref().map(Into::into),
             tty: spec.tty.map(Into::into),
             image: WireImage::of(spec.image.as_ref()),
+            disk_limits: WireDisk::of(spec.disk),
             bind_mounts: spec.bind_mounts.iter().map(Into::into).collect(),
         }
     }
@@ -216,6 +228,17 @@ mod tests {
             .collect();
         assert_eq!(named, [("core", 0), ("nofile", 1024)]);
         assert!(spec(r#"{"image":{"username":"u"}}"#).unwrap().is_pea());
+    }
+
+    #[test]
+    fn a_pea_may_have_a_disk_limit_of_its_own() {
+        let pea = spec(r#"{"image":{"uri":"/a.tar"},"disk_limits":{"byte_hard":9,"scope":1}}"#);
+        let pea = pea.unwrap();
+        let disk = pea.disk.unwrap();
+        assert_eq!((disk.bytes, disk.inodes), (Some(9), None));
+        let body = encode(&WireProcessSpec::from(&pea)).unwrap();
+        assert_eq!(spec(std::str::from_utf8(&body).unwrap()).unwrap(), pea);
+        assert!(spec(r#"{"disk_limits":{"byte_hard":9}}"#).is_err());
     }
 
     #[test]
