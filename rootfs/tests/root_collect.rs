@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use garden_rootfs::{
-    CollectPolicy, CreateRequest, Error, Image, ImageSource, Mapping, Outcome, Role, Rootfs, Space,
-    Store, WaterMarks,
+    CollectPolicy, CreateRequest, DiskLimit, Error, Image, ImageSource, Mapping, Outcome, Role,
+    Rootfs, Space, Store, WaterMarks,
 };
 use support::{Layout, Place, Tar, read};
 

@@ -219,7 +219,7 @@ mod tests {
                 continue;
             };
             let dir = tempfile::tempdir_in(path).unwrap();
-            let (dirs, _lock) = Dirs::open(&dir.path().join("store")).unwrap();
+            let dirs = Dirs::open(&dir.path().join("store")).unwrap();
             let dirs = Arc::new(dirs);
             let projects = Projects::probe(&dirs, &PROJECT_IDS).unwrap();
             assert!(projects.enforced);
