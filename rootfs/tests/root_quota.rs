@@ -135,6 +135,15 @@ impl Disk {
         self.wait();
     }
 
+    /// Asserts that there is no root filesystem, and nothing half-made.
+    fn assert_empty(&self) {
+        self.wait();
+        for name in ["rootfs", "tmp", "trash"] {
+            let directory = self.dir.path().join("store").join(name);
+            assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0, "{name}");
+        }
+    }
+
     fn wait(&self) {
         assert!(self.store().wait_trash_empty(Duration::from_secs(60)));
     }
@@ -265,7 +274,13 @@ fn in_namespace(test: &str, mode: &str) {
     helper
         .args(["--mount", "--propagation", "private", "--"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            test,
+            "--nocapture",
+            "--test-threads=1",
+            "--include-ignored",
+        ])
         .env(INSIDE, mode)
         // Not a member of our group: a key press must not end it half-way.
         .process_group(0);
@@ -388,10 +403,7 @@ fn an_inclusive_limit_counts_the_image() {
             panic!("{error}");
         };
         assert_eq!((limit, volume), (IMAGE, image.size()));
-        for name in ["rootfs", "tmp", "trash"] {
-            let directory = disk.dir.path().join("store").join(name);
-            assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0, "{name}");
-        }
+        disk.assert_empty();
         let rootfs = disk.create("fits", total(image.size() + 4 * MIB));
         assert_eq!(rootfs.limit.bytes, Some(4 * MIB));
         assert_eq!(fill(&rootfs, "a", 3 * MIB), Ok(()));
@@ -755,10 +767,7 @@ fn without_quota_a_limit_is_refused_or_only_counted() {
         disk.store = Some(Store::open(&options).unwrap());
         let error = create(disk.store(), &image, "refused", bytes(MIB)).unwrap_err();
         assert!(matches!(error, Error::NoQuota(_)), "{error}");
-        for name in ["rootfs", "tmp", "trash"] {
-            let directory = disk.dir.path().join("store").join(name);
-            assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0, "{name}");
-        }
+        disk.assert_empty();
         let free = disk.create("free", DiskLimit::default());
         disk.destroy("free", free);
 
@@ -770,5 +779,53 @@ fn without_quota_a_limit_is_refused_or_only_counted() {
         let rootfs = disk.create("limited", bytes(MIB));
         assert_eq!(fill(&rootfs, "data", 3 * MIB), Err(Errno::DQUOT));
         disk.destroy("limited", rootfs);
+    });
+}
+
+/// What quota adds to a creation, and what asking costs; prints and asserts nothing:
+/// `cargo test --release -p garden-rootfs --test root_quota -- --ignored --nocapture`
+#[test]
+#[ignore = "measures"]
+fn measure_what_quota_costs() {
+    let test = "measure_what_quota_costs";
+    if std::env::var(INSIDE).is_err() && std::env::var("GARDEN_TEST_BTRFS").is_err() {
+        in_namespace(test, "no");
+    }
+    on_each_disk(test, |disk| {
+        let _ = disk.create("warm", DiskLimit::default());
+        let mut times = [const { Vec::new() }; 4];
+        let mut timed = |which: usize, work: &mut dyn FnMut()| {
+            let begun = Instant::now();
+            work();
+            times[which].push(begun.elapsed());
+        };
+        for round in 0..300 {
+            let id = format!("r{round}");
+            let limit = if round % 2 == 0 {
+                DiskLimit::default()
+            } else {
+                bytes(64 * MIB)
+            };
+            let mut made = None;
+            timed(round % 2, &mut || made = Some(disk.create(&id, limit)));
+            timed(2, &mut || drop(disk.store().usage(&id).unwrap()));
+            let mut mounts = vec![made.unwrap().mount];
+            timed(3, &mut || {
+                let mounts = std::mem::take(&mut mounts);
+                assert!(disk.store().destroy_holding(&id, mounts).unwrap());
+            });
+        }
+        let names = ["create", "create with a limit", "usage", "destroy"];
+        for (name, times) in names.iter().zip(&mut times) {
+            times.sort();
+            let at = |part: usize| times[times.len() * part / 100].as_micros();
+            println!(
+                "{}: {name}: median {} us, p95 {} us",
+                disk.name,
+                at(50),
+                at(95)
+            );
+        }
+        assert!(disk.store().destroy("warm").unwrap());
     });
 }
