@@ -265,6 +265,16 @@ fn answer(
     Ok(())
 }
 
+/// What a server wants to know of its clients.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Clients {
+    Anybody,
+    /// Their certificate, if they show one.
+    Asked,
+    /// It talks to clients of its authority only.
+    Certified,
+}
+
 /// An authority, a server certified by it for both names of this host, and a client.
 pub(super) struct Authority {
     pub(super) ca: String,
@@ -293,8 +303,8 @@ impl Authority {
         }
     }
 
-    /// What a server needs; `clients`: it talks to clients of this authority only.
-    pub(super) fn tls(&self, clients: bool) -> ServerConfig {
+    /// What a server needs that treats clients like this.
+    pub(super) fn tls(&self, clients: Clients) -> ServerConfig {
         use rustls::pki_types::CertificateDer;
         use rustls::pki_types::pem::PemObject;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -303,12 +313,16 @@ impl Authority {
             .with_safe_default_protocol_versions()
             .unwrap();
         let builder = match clients {
-            false => builder.with_no_client_auth(),
-            true => {
+            Clients::Anybody => builder.with_no_client_auth(),
+            Clients::Asked | Clients::Certified => {
                 let mut roots = RootCertStore::empty();
                 roots.add(read(&self.ca)).unwrap();
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                let verifier = match clients {
+                    Clients::Certified => verifier,
+                    _ => verifier.allow_unauthenticated(),
+                };
                 builder.with_client_cert_verifier(verifier.build().unwrap())
             }
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::testing::{Authority, Reply, Request, Server, dead_host};
+use super::testing::{Authority, Clients, Reply, Request, Server, dead_host};
 use super::*;
 use crate::digest::Digest;
 use crate::error::{Error, Rule};
@@ -407,6 +407,33 @@ fn a_layer_of_another_size_is_refused() {
 }
 
 #[test]
+fn an_end_that_is_not_the_layers_is_none() {
+    let pushed = Pushed::new("layer", &[]);
+    let server = Server::start(move |request| match request.path == pushed.layer_path() {
+        true => Reply::new(200, "4\r\nlaye\r\n0\r\n\r\n").with("Transfer-Encoding", "chunked"),
+        false => pushed.reply(request),
+    });
+    let error = registry_error(pull(&image(&server)));
+    assert!(
+        matches!(error, RegistryError::Broken { at: 4, .. }),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn a_download_that_moves_on_is_not_given_up() {
+    let pushed = Pushed::new(vec![7; 7 << 20], &[]);
+    let layer = pushed.layer.clone();
+    // More often than anything is tried in vain.
+    let server = Server::start(move |request| match request.path == pushed.layer_path() {
+        true => pushed.reply(request).broken((1 << 20) + 1),
+        false => pushed.reply(request),
+    });
+    assert!(pull(&image(&server)).unwrap() == layer);
+    assert_eq!(server.requests().len(), 2 + 7);
+}
+
+#[test]
 fn silence_is_not_waited_out() {
     let pushed = Pushed::new(large(), &[]);
     let server = Server::start(move |request| match request.path == pushed.layer_path() {
@@ -540,7 +567,9 @@ fn mirrors_come_first_and_may_fail() {
         }
         copy.reply(request)
     });
-    let empty = Server::start(|_| Reply::new(404, ""));
+    // It asks for credentials that are not for it.
+    let curious =
+        Server::start(|_| Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"x\""));
     // It has the image below a prefix, and breaks in the middle of the layer.
     let mirror = Server::start(move |request| {
         let mut inner = request.clone();
@@ -551,28 +580,28 @@ fn mirrors_come_first_and_may_fail() {
         }
     });
     let (dead, _port) = dead_host();
-    let mut policy = policy(&[&registry, &empty, &mirror]);
+    let mut policy = policy(&[&registry, &curious, &mirror]);
     policy.insecure.push(dead.clone());
     policy.mirrors = BTreeMap::from([(
         registry.host(),
-        vec![dead, empty.host(), format!("{}/copies", mirror.host())],
+        vec![dead, curious.host(), format!("{}/copies", mirror.host())],
     )]);
     let image = image_with(policy, &registry.host(), Some(&me()));
     assert_eq!(pull(&image).unwrap(), layer);
-    assert_eq!(empty.requests().len(), 1);
+    assert_eq!(curious.requests().len(), 1);
     // Manifest, configuration, layer; the rest of it is the registry's.
     assert_eq!(mirror.requests().len(), 3);
     let asked = registry.requests();
+    let requests = [curious.requests(), mirror.requests()].concat();
+    assert!(
+        requests
+            .iter()
+            .all(|request| request.header("authorization").is_none())
+    );
     assert!(
         asked
             .iter()
             .all(|request| request.path == path && request.offset() == 5000)
-    );
-    assert!(
-        mirror
-            .requests()
-            .iter()
-            .all(|request| request.header("authorization").is_none())
     );
 }
 
@@ -597,7 +626,9 @@ fn only_what_is_listed_is_insecure() {
     let authority = Authority::new();
     let pushed = Pushed::new("layer", &[]);
     let copy = pushed.clone();
-    let server = Server::start_tls(authority.tls(false), move |request| pushed.reply(request));
+    let server = Server::start_tls(authority.tls(Clients::Anybody), move |request| {
+        pushed.reply(request)
+    });
     // Nobody here knows the authority.
     for insecure in [
         vec![],
@@ -629,12 +660,14 @@ fn https_does_not_lead_to_http() {
     let authority = Authority::new();
     let plain = Server::start(|_| Reply::new(200, "layer"));
     let target = format!("http://{}/", plain.host());
-    let server = Server::start_tls(authority.tls(false), move |_| Reply::redirect(&target));
+    let server = Server::start_tls(authority.tls(Clients::Anybody), move |_| {
+        Reply::redirect(&target)
+    });
     let error = registry_error(pull(&image(&server)));
     assert!(error.to_string().contains("from https to http"), "{error}");
 
     let realm = format!("Bearer realm=\"http://{}/token\"", plain.host());
-    let server = Server::start_tls(authority.tls(false), move |_| {
+    let server = Server::start_tls(authority.tls(Clients::Anybody), move |_| {
         Reply::new(401, "").with("WWW-Authenticate", &realm)
     });
     let image = image_with(policy(&[&server]), &server.host(), Some(&me()));
@@ -656,7 +689,9 @@ fn write_certificates(directory: &std::path::Path, authority: &Authority, identi
 fn a_registry_has_certificates_of_its_own() {
     let authority = Authority::new();
     let pushed = Pushed::new("layer", &[]);
-    let server = Server::start_tls(authority.tls(true), move |request| pushed.reply(request));
+    let server = Server::start_tls(authority.tls(Clients::Certified), move |request| {
+        pushed.reply(request)
+    });
     let place = tempfile::tempdir().unwrap();
     let policy = || RegistryPolicy {
         host_certificates: vec![place.path().join("none"), place.path().to_owned()],
@@ -683,15 +718,18 @@ fn layers_may_lie_elsewhere() {
     let authority = Authority::new();
     // A store of layers that talks to clients with a certificate only, and hands on to another
     // one, which may know the authority but must not see our certificate.
-    let other = Server::start_tls(authority.tls(false), |request| {
+    let other = Server::start_tls(authority.tls(Clients::Asked), |request| {
         Reply::part(request, b"layer")
     });
     let target = format!("https://{}/x?signature=hidden", other.other_name());
-    let blobs = Server::start_tls(authority.tls(true), move |request| match &*request.path {
-        "/here" => Reply::new(200, "layer"),
-        "/there" => Reply::redirect(&target),
-        _ => Reply::new(404, ""),
-    });
+    let blobs = Server::start_tls(
+        authority.tls(Clients::Certified),
+        move |request| match &*request.path {
+            "/here" => Reply::new(200, "layer"),
+            "/there" => Reply::redirect(&target),
+            _ => Reply::new(404, ""),
+        },
+    );
     let place = tempfile::tempdir().unwrap();
     write_certificates(place.path(), &authority, true);
     for path in ["here", "there"] {
@@ -738,6 +776,10 @@ fn a_url_is_streamed() {
     let url = format!("http://{}/layer", server.host());
     open(&url).unwrap().read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, body);
+
+    // What an image may not name.
+    let places = ["ftp://h/x", "file:///x", "file://h/x", "http://me@h/x", "x"].map(str::to_owned);
+    assert!(client.open_urls(&places, None, "image").unwrap().is_none());
 
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "layer").unwrap();
