@@ -190,6 +190,12 @@ pub enum Rule {
     /// Too many bytes.
     #[error("a layer must not have more than {0} bytes")]
     Bytes(u64),
+    /// A compressed stream that becomes suspiciously long.
+    #[error(
+        "its compressed bytes become more than {0} times as many: allow it by the limit `ratio` if \
+         you trust it"
+    )]
+    Ratio(u64),
     /// Names that would need too much memory.
     #[error("the names of a layer must not need more than {0} bytes")]
     Names(u64),

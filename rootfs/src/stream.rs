@@ -27,6 +27,8 @@ const CHUNK: usize = 128 << 10;
 const AHEAD: usize = 4;
 /// Bytes that are asked for at once.
 const INPUT: usize = 128 << 10;
+/// Bytes of a tar that may come from whatever few bytes.
+const UNSUSPECTED: u64 = 1 << 30;
 /// How often a waiting reader looks whether it should still wait.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -53,6 +55,8 @@ pub(crate) struct Allowed {
     pub(crate) packed: u64,
     /// The most bytes of the tar.
     pub(crate) tar: u64,
+    /// The most bytes of the tar for each packed one, once there are [`UNSUSPECTED`] of them.
+    pub(crate) ratio: u64,
     /// What is left for the tars of all layers, and what it was at first.
     pub(crate) budget: Option<(Arc<AtomicU64>, u64)>,
 }
@@ -388,6 +392,7 @@ impl Reader {
             }
             length += filled as u64;
             self.allowed.check(length, filled as u64)?;
+            self.allowed.check_ratio(length, decoder.source().length)?;
             if self.full.send(Message::Chunk(buffer, filled)).is_err() {
                 return Err(Broken::Source(io::ErrorKind::BrokenPipe.into()));
             }
@@ -396,6 +401,14 @@ impl Reader {
 }
 
 impl Allowed {
+    /// A bomb shows by what it becomes, long before it has become all of it.
+    fn check_ratio(&self, length: u64, packed: u64) -> Result<(), Broken> {
+        match length > UNSUSPECTED && length / self.ratio.max(1) > packed {
+            true => Err(Broken::Rule(Rule::Ratio(self.ratio))),
+            false => Ok(()),
+        }
+    }
+
     fn check(&self, length: u64, more: u64) -> Result<(), Broken> {
         if length > self.tar {
             return Err(Broken::Rule(Rule::Bytes(self.tar)));
@@ -428,6 +441,7 @@ mod tests {
         Allowed {
             packed: u64::MAX,
             tar,
+            ratio: 500,
             budget: None,
         }
     }
@@ -500,6 +514,17 @@ mod tests {
             matches!(error, Broken::Rule(Rule::Size { .. })),
             "{error:?}"
         );
+    }
+
+    #[test]
+    fn a_ratio_is_suspect_only_in_bulk() {
+        let allowed = allowed(u64::MAX);
+        allowed.check_ratio(UNSUSPECTED, 1).unwrap();
+        allowed
+            .check_ratio(2 * UNSUSPECTED, UNSUSPECTED / 200)
+            .unwrap();
+        let error = allowed.check_ratio(2 * UNSUSPECTED, UNSUSPECTED / 300);
+        assert!(matches!(error, Err(Broken::Rule(Rule::Ratio(500)))));
     }
 
     /// Gives some bytes, and then fails or waits for ever.

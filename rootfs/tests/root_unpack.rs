@@ -183,6 +183,7 @@ fn limits_hold() {
     let limits = Limits {
         entries: 3,
         bytes: 20_000,
+        ratio: 500,
         name: 40,
         depth: 3,
         names: 60,

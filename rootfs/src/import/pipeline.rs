@@ -316,6 +316,7 @@ impl<'a> Pipeline<'a> {
         Allowed {
             packed: job.size.unwrap_or(u64::MAX),
             tar: self.store.inner.limits.bytes,
+            ratio: self.store.inner.limits.ratio,
             budget: self.budget.clone(),
         }
     }

@@ -31,6 +31,9 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of the layer when it is not compressed. Default: 64 GiB.
     pub bytes: u64,
+    /// Bytes of the layer for each byte of its compressed form, once it has more than 1 GiB: what
+    /// has more is a bomb. Default: 500; gzip makes zeros 1000 times as short.
+    pub ratio: u64,
     /// Bytes of one name, and of one link target. Default: 4095, the longest path of Linux.
     pub name: usize,
     /// Directories inside each other. Default: 512.
@@ -46,6 +49,7 @@ impl Default for Limits {
         Self {
             entries: 2_000_000,
             bytes: 64 << 30,
+            ratio: 500,
             name: 4095,
             depth: 512,
             names: 256 << 20,

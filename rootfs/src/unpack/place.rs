@@ -244,6 +244,8 @@ impl Tree<'_> {
             return Ok(Made::Kept);
         }
         self.displace(parent, name, last)?;
+        // What it replaces has hidden all lower ones of the name, with what is in them.
+        self.whiteout(name.clone())?;
         make().doing("make the directory")?;
         Ok(Made::Instead)
     }
