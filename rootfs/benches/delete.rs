@@ -68,6 +68,7 @@ fn main() {
         let status = Command::new("unshare")
             .args(["--mount", "--propagation", "private"])
             .arg(std::env::current_exe().unwrap())
+            .args(std::env::args().skip(1))
             .env(INSIDE, "1")
             .status()
             .unwrap();
@@ -88,7 +89,12 @@ fn main() {
         "{:<35} {:>32} {:>32}",
         "", "median / worst", "median / worst"
     );
-    for load in LOADS {
+    // With arguments, only the loads that have one of them in their name.
+    let told: Vec<_> = (std::env::args().skip(1))
+        .filter(|told| !told.starts_with('-'))
+        .collect();
+    let wanted = |load: &Load| told.is_empty() || told.iter().any(|told| load.name.contains(told));
+    for load in LOADS.into_iter().filter(wanted) {
         for busy in [false, true] {
             let neighbour = busy.then(|| Neighbour::start(&disk.path.join("neighbour")));
             let ours = Times::of(load.times, |number| ours(&store, &image, load, number));
@@ -102,7 +108,9 @@ fn main() {
             rustix::fs::syncfs(File::open(&disk.path).unwrap()).unwrap();
         }
     }
-    others(&store, &image);
+    if told.is_empty() || told.iter().any(|told| told == "others") {
+        others(&store, &image);
+    }
     store.wait_trash_empty(Duration::from_secs(600));
 }
 
@@ -217,7 +225,7 @@ fn others(store: &Store, image: &Image) {
     let since = Instant::now();
     let busy = creates(10_000, &|| {
         let oldest = store.trash().oldest_age.unwrap_or_default();
-        oldest > Duration::from_millis(100)
+        oldest > since.elapsed()
     });
     println!(
         "\na create, with nothing else to do:       {idle} of {}",
