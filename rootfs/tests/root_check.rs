@@ -150,6 +150,33 @@ fn bad_records_of_layers_and_images() {
 }
 
 #[test]
+fn a_damaged_layer_is_imported_again() {
+    let Some(mut place) = Place::new("a_damaged_layer_is_imported_again") else {
+        return;
+    };
+    let (one, two) = (image(&place, "one"), image(&place, "two"));
+    let (common, own) = (&one.layers[0].key, &two.layers[1].key);
+    // One byte, of the layer that both images have; and a file more in that of one of them.
+    std::fs::write(place.tree(common).join("etc/common"), "d").unwrap();
+    std::fs::write(place.tree(own).join("more"), "").unwrap();
+    let mut expected =
+        [common, own].map(|key| (FindingKind::DamagedLayer, format!("layers/{key}")));
+    expected.sort_by(|a, b| a.1.cmp(&b.1));
+    let report = place.store().check(Repair::No).unwrap();
+    let texts: Vec<_> = report.findings.iter().map(|found| &*found.text).collect();
+    assert!(
+        texts.iter().any(|text| text.contains("etc/common")),
+        "{texts:?}"
+    );
+    assert!(texts.iter().any(|text| text.contains("more")), "{texts:?}");
+    assert_mended(&mut place, &expected);
+    assert_eq!((image(&place, "one"), image(&place, "two")), (one, two));
+    let report = place.store().check(Repair::No).unwrap();
+    assert!(report.is_sound() && report.layers == 3, "{report:?}");
+    place.assert_nothing_left(3);
+}
+
+#[test]
 fn what_died_in_the_middle_is_found() {
     let Some(mut place) = Place::new("what_died_in_the_middle_is_found") else {
         return;

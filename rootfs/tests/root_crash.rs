@@ -100,6 +100,15 @@ fn work(dir: &Path, role: Role, seed: u64, times: u64) {
     }
 }
 
+/// What the worst neighbour of a create does.
+fn collect(dir: &Path, times: u64) {
+    let store = Store::open(&options(dir, Role::Tool)).unwrap();
+    for _ in 0..times {
+        let report = store.collect(&CollectPolicy::unused()).unwrap();
+        assert!(report.problems.is_empty(), "{report:?}");
+    }
+}
+
 fn create(store: &Store, dir: &Path, number: u64, id: &str) -> garden_rootfs::Result<Rootfs> {
     let image = store.import(&source(dir, number))?;
     store.create(&CreateRequest {
@@ -125,12 +134,11 @@ fn process() {
         "server" => Role::Server,
         _ => Role::Tool,
     };
-    work(
-        &PathBuf::from(dir),
-        role,
-        seed.parse().unwrap(),
-        times.parse().unwrap(),
-    );
+    let (dir, times) = (PathBuf::from(dir), times.parse().unwrap());
+    match told[1] {
+        "collector" => collect(&dir, times),
+        _ => work(&dir, role, seed.parse().unwrap(), times),
+    }
 }
 
 /// A process, killed when it is dropped.
@@ -256,9 +264,11 @@ fn side_by_side() {
     write_sources(dir);
     let seed = u64::from(std::process::id());
     let mut running = Vec::new();
-    for (number, role) in ["server", "tool", "tool", "tool"].into_iter().enumerate() {
+    for (number, role) in ["server", "tool", "tool"].into_iter().enumerate() {
         running.push(Process::start(dir, role, seed + number as u64, 150));
     }
+    // Until it is killed.
+    let _collector = Process::start(dir, "collector", seed, u64::MAX);
     let deadline = Instant::now() + Duration::from_secs(300);
     for mut process in running {
         while process.0.try_wait().unwrap().is_none() {

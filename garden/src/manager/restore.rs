@@ -256,11 +256,9 @@ impl Manager {
             let queue = services.queue();
             let jobs = queue.snapshot().jobs;
             let busy: HashSet<&str> = jobs.iter().map(|job| job.container.as_str()).collect();
-            for rootfs in services.store.list()? {
-                if !known.contains(&rootfs.id) && !queue.has(&rootfs.id) {
-                    tracing::info!(rootfs = rootfs.id, "root filesystem without an owner");
-                    services.store.destroy(&rootfs.id)?;
-                }
+            let owned = |id: &str| known.contains(id) || queue.has(id);
+            for id in services.store.retain(owned)? {
+                tracing::info!(rootfs = id, "root filesystem without an owner");
             }
             for name in services.depot.gone_names()? {
                 if !queue.has(&name) {

@@ -33,7 +33,12 @@ impl Check<'_> {
         let (kind, text) = if let Some(record) = layers.get_anew(key) {
             self.report.layers += 1;
             self.report.bytes += record.size;
-            let damage = damage(store, key)?;
+            let mut damage = damage(store, key);
+            let now = hold::stamp(&store.inner.dirs.layers, key);
+            if !damage.is_empty() && now.is_ok_and(|now| now != since) {
+                // It was used meanwhile, or is another one of that name: that would tell nothing.
+                damage = self::damage(store, key);
+            }
             let Some(first) = damage.first() else {
                 return Ok(());
             };
@@ -63,9 +68,11 @@ impl Check<'_> {
 }
 
 /// What differs from the listing, in words.
-fn damage(store: &Store, key: &str) -> Result<Vec<String>> {
-    let damage = store.inner.layers.verify(key)?;
-    Ok(damage.iter().map(ToString::to_string).collect())
+fn damage(store: &Store, key: &str) -> Vec<String> {
+    match store.inner.layers.verify(key) {
+        Ok(damage) => damage.iter().map(ToString::to_string).collect(),
+        Err(error) => vec![super::words(&error)],
+    }
 }
 
 /// Puts a layer into the trash, with the images that are nothing without it. For that no image is

@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use crate::capabilities::{Capabilities, Pretend};
 use crate::collect::CollectPolicy;
-use crate::dirs::{self, Dirs, Lock};
+use crate::dirs::Dirs;
 use crate::error::{Error, Result};
 use crate::flight::Flights;
 use crate::image::Layer;
@@ -171,7 +171,7 @@ impl Store {
         let lock = match options.role {
             Role::Tool => None,
             Role::Server => {
-                let lock = Lock::take(&dirs, dirs::SERVER)?;
+                let lock = server::lock(&dirs)?;
                 Some(lock.ok_or_else(|| Error::StoreInUse(options.path.clone()))?)
             }
         };

@@ -6,11 +6,11 @@
 //! threads share.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Inner, Store, StoreOptions};
 use crate::collect::{self, CollectPolicy};
-use crate::dirs::Lock;
+use crate::dirs::{self, Dirs, Lock};
 use crate::durable::Durable;
 use crate::error::{Result, Step};
 use crate::quota;
@@ -18,6 +18,22 @@ use crate::recover;
 
 /// How often is looked for what tools left, and for threads that are stuck.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// How long the lock of a server may be held after its death: by a process that it had just
+/// started, and that has yet to find out.
+const DYING: Duration = Duration::from_secs(1);
+
+/// Takes the lock of the one server; `None` when another has it.
+pub(super) fn lock(dirs: &Dirs) -> Result<Option<Lock>> {
+    let deadline = Instant::now() + DYING;
+    loop {
+        let lock = Lock::take(dirs, dirs::SERVER)?;
+        if lock.is_some() || Instant::now() >= deadline {
+            return Ok(lock);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// Told to stop, and waited with.
 #[derive(Debug, Default)]
