@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use garden_rootfs::{CreateRequest, Maintenance, Mapping, Role, Store};
+use garden_rootfs::{CreateRequest, DiskLimit, Maintenance, Mapping, Role, Store};
 use support::Place;
 
 fn count(path: &Path) -> usize {
@@ -85,6 +85,7 @@ fn an_owner_keeps_what_it_knows() {
             image: &image,
             mapping: Mapping::Host,
             read_only: false,
+            limit: DiskLimit::default(),
         };
         place.store().create(&request).unwrap();
     }

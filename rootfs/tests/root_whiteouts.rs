@@ -9,7 +9,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
-use garden_rootfs::{CreateRequest, Image, Mapping};
+use garden_rootfs::{CreateRequest, DiskLimit, Image, Mapping};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rustix::fs::{Dir, FileType, OFlags};
@@ -212,6 +212,7 @@ fn mounted(place: &Place, image: &Image, id: &str) -> BTreeMap<String, Seen> {
             image,
             mapping: Mapping::Host,
             read_only: false,
+            limit: DiskLimit::default(),
         })
         .unwrap();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
