@@ -1,4 +1,5 @@
-//! Imports an image into a store and tells how it goes: `import STORE SOURCE...`.
+//! Imports images into a store and tells how it goes:
+//! `import [--insecure REGISTRY] STORE SOURCE...`.
 //!
 //! Shows the use of [`Store::import_with`] with progress; `ci/bars/import` measures with it.
 
@@ -10,12 +11,22 @@ use std::time::Instant;
 use garden_rootfs::{ImageSource, ImportOptions, Progress, Stage, Store, StoreOptions};
 
 fn main() -> ExitCode {
+    let mut insecure = Vec::new();
+    let mut rest = Vec::new();
     let mut arguments = std::env::args().skip(1);
-    let Some(store) = arguments.next() else {
-        eprintln!("usage: import STORE SOURCE...");
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--insecure" => insecure.extend(arguments.next()),
+            _ => rest.push(argument),
+        }
+    }
+    let Some((store, sources)) = rest.split_first() else {
+        eprintln!("usage: import [--insecure REGISTRY] STORE SOURCE...");
         return ExitCode::from(2);
     };
-    match import(&store, arguments) {
+    let mut options = StoreOptions::new(store);
+    options.registry.insecure = insecure;
+    match import(&options, sources) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut text = error.to_string();
@@ -30,13 +41,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn import(
-    store: &str,
-    sources: impl Iterator<Item = String>,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let store = Store::open(&StoreOptions::new(store))?;
+fn import(options: &StoreOptions, sources: &[String]) -> Result<(), Box<dyn std::error::Error>> {
+    let store = Store::open(options)?;
     for text in sources {
-        let source = ImageSource::parse(&text)?;
+        let source = ImageSource::parse(text)?;
         let since = Instant::now();
         let mut options = ImportOptions::default();
         options.progress = Some(&tell);

@@ -21,15 +21,21 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::error::{Result, Step};
-use crate::layers::LayerRecord;
+use crate::layers::{LayerRecord, Layers};
 use crate::unpack::attributes::{Attributes, times};
 use crate::unpack::listing::Writer;
 use crate::unpack::name::Name;
 use crate::unpack::tree::open_beneath;
 use crate::unpack::whiteout::OPAQUE;
 
-/// A lower layer: its tree, and what is known of it.
-pub(crate) type Lower = (OwnedFd, Arc<LayerRecord>);
+/// The layers below one that is being made. They are opened one at a time, when they are looked
+/// at: there may be hundreds.
+#[derive(Clone, Copy)]
+pub(crate) struct Lower<'a> {
+    pub(crate) layers: &'a Layers,
+    /// The topmost last.
+    pub(crate) records: &'a [Arc<LayerRecord>],
+}
 
 /// What must be changed in a layer for it to lie above certain others.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -41,35 +47,36 @@ pub(crate) struct Fixups {
 }
 
 impl Fixups {
-    /// Looks through the lower layers, given the topmost first.
+    /// Looks through the lower layers.
     pub(crate) fn find(
         implied: &BTreeSet<Name>,
         whiteouts: &BTreeSet<Name>,
-        lower: &[Lower],
+        lower: Lower<'_>,
     ) -> Result<Self> {
-        let step = || "look at a lower layer".to_owned();
         let mut fixups = Self::default();
         for name in implied {
-            if let Some(attributes) = nearest(name, lower).step(step)? {
+            if let Some(attributes) = lower.nearest(name)? {
                 fixups.directories.push((name.clone(), attributes));
             }
         }
+        // Whiteouts come in order, so those of one directory together.
+        let mut last: Option<(Name, bool)> = None;
         for name in whiteouts {
-            // The root is always merged, if only with what a container writes.
-            if let Some((directory, _)) = name.split()
-                && !directory.is_root()
-                && nearest(&directory, lower).step(step)?.is_none()
-            {
+            let Some((directory, _)) = name.split() else {
+                continue;
+            };
+            let merged = match &last {
+                // The root is always merged, if only with what a container writes.
+                _ if directory.is_root() => true,
+                Some((known, merged)) if *known == directory => *merged,
+                _ => lower.nearest(&directory)?.is_some(),
+            };
+            if !merged {
                 fixups.whiteouts.push(name.clone());
             }
+            last = Some((directory, merged));
         }
         Ok(fixups)
-    }
-
-    /// Whether the lower layers together have this directory.
-    pub(crate) fn has_directory(name: &Name, lower: &[Lower]) -> Result<bool> {
-        let found = nearest(name, lower).step(|| "look at a lower layer".to_owned())?;
-        Ok(found.is_some())
     }
 
     /// Changes a tree that is not published yet, and its listing. `image` is only named in errors.
@@ -100,17 +107,20 @@ impl Fixups {
     }
 }
 
-/// The attributes of a directory in the topmost lower layer that has it.
-fn nearest(name: &Name, lower: &[Lower]) -> io::Result<Option<Attributes>> {
-    for (tree, record) in lower {
-        match look(tree, name)? {
-            Found::Here(attributes) => return Ok(Some(*attributes)),
-            Found::Hidden => return Ok(None),
-            Found::Below if record.opaque_root => return Ok(None),
-            Found::Below => {}
+impl Lower<'_> {
+    /// The attributes of a directory in the topmost layer that has it.
+    pub(crate) fn nearest(self, name: &Name) -> Result<Option<Attributes>> {
+        for record in self.records.iter().rev() {
+            let tree = self.layers.tree(&record.key)?;
+            match look(&tree, name).step(|| "look at a lower layer".to_owned())? {
+                Found::Here(attributes) => return Ok(Some(*attributes)),
+                Found::Hidden => return Ok(None),
+                Found::Below if record.opaque_root => return Ok(None),
+                Found::Below => {}
+            }
         }
+        Ok(None)
     }
-    Ok(None)
 }
 
 enum Found {

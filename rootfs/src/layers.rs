@@ -244,8 +244,7 @@ impl Layers {
     }
 
     /// Gives a finished tree its key, and keeps it from being collected. Whoever calls it has the
-    /// right to make this layer: see the
-    /// flights.
+    /// right to make this layer: see the flights.
     pub(crate) fn publish(
         &self,
         staged: Staged,

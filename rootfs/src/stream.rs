@@ -206,7 +206,7 @@ impl Decoder {
 /// What is behind an error of a decoder.
 fn broken(source: &mut Source, error: io::Error) -> Broken {
     let broken = source.broken.take();
-    broken.unwrap_or_else(|| Broken::Rule(Rule::Stream(error)))
+    broken.unwrap_or(Broken::Rule(Rule::Stream(error)))
 }
 
 /// The packed bytes as a whole; without a digest when they are the tar.

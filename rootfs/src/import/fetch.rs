@@ -15,6 +15,7 @@ pub(crate) trait Fetch: Sync {
     fn manifest(&self) -> Result<Manifest>;
 
     /// Streams a blob from its start. Resuming after a broken body happens inside. The caller
-    /// hashes and counts.
+    /// hashes and counts. Does not wait for a network: what fails there is an error of the stream,
+    /// which may carry one of this crate.
     fn open(&self, blob: &Blob) -> Result<Box<dyn Read + Send>>;
 }

@@ -1,8 +1,8 @@
 //! Layers of one image, from wherever they are to the store, several at once.
 //!
 //! Driven by the importer with one job per layer. Each layer that is not in the store is read,
-//! hashed, decompressed and unpacked in one pass: every byte is written once. Only then, bottom
-//! first, comes what depends on lower layers. Nothing gets its name before its digests are
+//! hashed, decompressed and unpacked in one pass: every byte is written once. As soon as all below
+//! it are in their place comes what depends on them. Nothing gets its name before its digests are
 //! verified. The first error stops all that is still running, and what is half made goes to the
 //! trash with it; layers that are whole by then stay, as any image may use them.
 
@@ -11,7 +11,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{Mode, Stat};
 
@@ -34,6 +35,11 @@ use crate::unpack::tree::{Made, Tree};
 
 /// Layers of one image that are imported at once: as many connections as registries bear.
 const AT_ONCE: usize = 6;
+/// How far layers may be ahead of the lowest one that is not in its place: what is ahead may need
+/// open files until then.
+const WINDOW: usize = 64;
+/// How often a waiting thread looks whether it should still wait.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A layer to be imported.
 pub(super) struct Job<'a> {
@@ -70,12 +76,14 @@ pub(super) struct Unpacked {
 
 /// How far a layer is before those below it are looked at.
 enum Ready {
-    /// Some form of it is in the store.
-    Known(Digest),
-    Fresh(Box<Unpacked>),
+    /// Some form of it is in the store, and stays.
+    Known(Digest, Hold),
+    /// With how many packed bytes were read.
+    Fresh(Box<Unpacked>, Watch),
 }
 
 /// The layers of an image, in the store.
+#[derive(Default)]
 pub(super) struct Stack {
     /// Bottom first.
     pub(super) records: Vec<Arc<LayerRecord>>,
@@ -83,6 +91,13 @@ pub(super) struct Stack {
     pub(super) held: Vec<Hold>,
     /// Whether all files were the same before and after they were read.
     pub(super) stable: bool,
+}
+
+/// The layers on their way to their place.
+struct Line {
+    ready: Vec<Mutex<Option<Ready>>>,
+    placed: Mutex<Stack>,
+    moved: Condvar,
 }
 
 /// The import of one image.
@@ -111,39 +126,27 @@ impl<'a> Pipeline<'a> {
 
     /// Brings all layers into the store, given the lowest first.
     pub(super) fn run(&self, jobs: &[Job<'_>]) -> Result<Stack> {
-        let ready = self.ensure_all(jobs)?;
-        let (mut lower, mut held): (Vec<Lower>, Vec<Hold>) = Default::default();
-        for (index, (job, ready)) in jobs.iter().zip(ready).enumerate() {
-            let Used { record, hold } = self.place(index, job, ready, &lower)?;
-            held.push(hold);
-            lower.insert(0, (self.store.inner.layers.tree(&record.key)?, record));
-        }
-        Ok(Stack {
-            records: lower.into_iter().rev().map(|(_, record)| record).collect(),
-            held,
-            stable: self.stable.load(Ordering::Relaxed),
-        })
-    }
-
-    /// The big ones first, so that none of them is left alone at the end.
-    fn ensure_all(&self, jobs: &[Job<'_>]) -> Result<Vec<Ready>> {
-        let mut order: Vec<usize> = (0..jobs.len()).collect();
-        order.sort_by_key(|at| std::cmp::Reverse(jobs[*at].size));
         let next = AtomicUsize::new(0);
-        let ready: Vec<Mutex<Option<Ready>>> = jobs.iter().map(|_| Mutex::default()).collect();
         let failure: Mutex<Option<Error>> = Mutex::default();
+        let line = Line {
+            ready: jobs.iter().map(|_| Mutex::default()).collect(),
+            placed: Mutex::default(),
+            moved: Condvar::new(),
+        };
         let work = || {
-            while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.ensure(*at, &jobs[*at]) {
-                    Ok(done) => *lock(&ready[*at]) = Some(done),
-                    Err(error) => {
-                        // The first error is the cause of those that stopping leads to.
-                        lock(&failure).get_or_insert(error);
-                        self.stop.store(true, Ordering::Relaxed);
-                    }
-                }
-                if self.stopped() {
-                    break;
+            while let Some(at) = Some(next.fetch_add(1, Ordering::Relaxed))
+                && let Some(job) = jobs.get(at)
+                && self.wait_for(at, &line)
+            {
+                let done = self.ensure(at, job).and_then(|ready| {
+                    *lock(&line.ready[at]) = Some(ready);
+                    self.advance(jobs, &line)
+                });
+                if let Err(error) = done {
+                    // The first error is the cause of those that stopping leads to.
+                    lock(&failure).get_or_insert(error);
+                    self.stop.store(true, Ordering::Relaxed);
+                    line.moved.notify_all();
                 }
             }
         };
@@ -162,52 +165,81 @@ impl<'a> Pipeline<'a> {
         if let Some(error) = lock(&failure).take() {
             return Err(error);
         }
-        let all = ready.iter().map(|ready| lock(ready).take());
-        all.collect::<Option<_>>().ok_or_else(stopped)
+        let placed = line.placed.into_inner();
+        let mut stack = placed.unwrap_or_else(PoisonError::into_inner);
+        stack.stable = self.stable.load(Ordering::Relaxed);
+        Ok(stack)
+    }
+
+    /// Waits until a layer is not too far ahead; `false` when nothing more is to be done.
+    fn wait_for(&self, at: usize, line: &Line) -> bool {
+        let mut placed = lock(&line.placed);
+        while at >= placed.records.len() + WINDOW && !self.stopped() {
+            let waited = line.moved.wait_timeout(placed, LOOK);
+            placed = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        !self.stopped()
+    }
+
+    /// Puts layers into their place, as long as all below them are in theirs. Who is ready while
+    /// another thread does this comes after it, so no layer is forgotten.
+    fn advance(&self, jobs: &[Job<'_>], line: &Line) -> Result<()> {
+        let mut placed = lock(&line.placed);
+        while let Some(ready) = line.ready.get(placed.records.len())
+            && let Some(ready) = lock(ready).take()
+        {
+            let at = placed.records.len();
+            let lower = Lower {
+                layers: &self.store.inner.layers,
+                records: &placed.records,
+            };
+            let Used { record, hold } = self.place(at, &jobs[at], ready, lower)?;
+            placed.records.push(record);
+            placed.held.push(hold);
+            line.moved.notify_all();
+        }
+        Ok(())
     }
 
     /// Unpacks a layer unless some form of it is in the store, and publishes it if no lower layer
     /// matters.
     fn ensure(&self, index: usize, job: &Job<'_>) -> Result<Ready> {
-        let report = self.report(index, job);
+        let report = self.report(index, job, Watch::default());
         report.stage(Stage::Waiting);
         let _flight = self.take(&job.key())?;
-        if let Some(known) = self.find(job) {
+        let layers = &self.store.inner.layers;
+        if let Some(known) = self.find(job)
+            && let Some(used) = layers.using(&known.key)?
+        {
             report.stage(Stage::Cached);
-            return Ok(Ready::Known(known.diff_id));
+            return Ok(Ready::Known(known.diff_id, used.hold));
         }
         let unpacked = self.unpack(job, &report)?;
         let alone = unpacked.made.implied.is_empty() && unpacked.made.whiteouts.is_empty();
         if index > 0 && !(alone && job.base.is_none()) {
-            return Ok(Ready::Fresh(Box::new(unpacked)));
+            return Ok(Ready::Fresh(Box::new(unpacked), report.watch));
         }
-        let fixups = unpacked.fixups(&[])?;
+        let fixups = unpacked.fixups(Lower {
+            layers,
+            records: &[],
+        })?;
         // Whoever names a layer by its tar flies under that name already.
         let _named = match job.claim {
             Claim::Tar(_) => None,
             _ => Some(self.take(&layer_key(unpacked.origin.diff_id))?),
         };
-        // Held until the record of an image refers to it. Where there is none yet, whoever needs
-        // the layer next looks whether it is there.
-        let Used {
-            record,
-            hold: _hold,
-        } = self.publish(unpacked, &fixups)?;
+        let Used { record, hold } = self.publish(unpacked, &fixups)?;
         if let Claim::File(_, path) = &job.claim
             && job.base.is_none()
             && job.is_unchanged()?
         {
             // As an image of its own, so that whoever waits for this flight finds it.
-            let image = compose(
-                job.name,
-                path,
-                &[Arc::clone(&record)],
-                ImageConfig::default(),
-            );
+            let records = [Arc::clone(&record)];
+            let image = compose(job.name, path, &records, ImageConfig::default());
             self.store.remember(&image)?;
         }
         report.stage(Stage::Done);
-        Ok(Ready::Known(record.diff_id))
+        Ok(Ready::Known(record.diff_id, hold))
     }
 
     /// Some form of a layer, if the store has one.
@@ -225,20 +257,19 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Finds or makes the form of a layer that fits above these.
-    fn place(&self, index: usize, job: &Job<'_>, ready: Ready, lower: &[Lower]) -> Result<Used> {
+    fn place(&self, at: usize, job: &Job<'_>, ready: Ready, lower: Lower<'_>) -> Result<Used> {
         if let Some(base) = &job.base {
             self.check_base(base, lower)?;
         }
         let layers = &self.store.inner.layers;
         let known = match &ready {
-            Ready::Known(diff_id) => *diff_id,
-            Ready::Fresh(unpacked) => unpacked.origin.diff_id,
+            Ready::Known(diff_id, _) => *diff_id,
+            Ready::Fresh(unpacked, _) => unpacked.origin.diff_id,
         };
         let _flight = self.take(&layer_key(known))?;
-        let report = self.report(index, job);
-        let unpacked = match ready {
-            Ready::Fresh(unpacked) => *unpacked,
-            Ready::Known(diff_id) => {
+        let (unpacked, report) = match ready {
+            Ready::Fresh(unpacked, watch) => (*unpacked, self.report(at, job, watch)),
+            Ready::Known(diff_id, _hold) => {
                 if let Some(known) = layers.of_tar(diff_id, job.base.as_ref()) {
                     let fixups = Fixups::find(&known.implied, &known.whiteouts, lower)?;
                     let fitting = layers::key(diff_id, job.base.as_ref(), &fixups)?;
@@ -246,7 +277,8 @@ impl<'a> Pipeline<'a> {
                         return Ok(used);
                     }
                 }
-                self.unpack(job, &report)?
+                let report = self.report(at, job, Watch::default());
+                (self.unpack(job, &report)?, report)
             }
         };
         if unpacked.origin.diff_id != known {
@@ -260,17 +292,14 @@ impl<'a> Pipeline<'a> {
     }
 
     /// What is unpacked beneath a directory that is not there would be beside the point.
-    fn check_base(&self, base: &Name, lower: &[Lower]) -> Result<()> {
-        if Fixups::has_directory(base, lower)? {
+    fn check_base(&self, base: &Name, lower: Lower<'_>) -> Result<()> {
+        if lower.nearest(base)?.is_some() {
             return Ok(());
         }
         let text = "no lower layer has this directory, beneath which a layer is to be unpacked";
-        let name = String::from_utf8_lossy(base.path()).into_owned();
-        Err(Error::image(
-            self.image,
-            Some(&name),
-            Rule::Layout(text.to_owned()),
-        ))
+        let rule = Rule::Layout(text.to_owned());
+        let name = String::from_utf8_lossy(base.path());
+        Err(Error::image(self.image, Some(&name), rule))
     }
 
     fn unpack(&self, job: &Job<'_>, report: &LayerReport<'_>) -> Result<Unpacked> {
@@ -359,10 +388,10 @@ impl<'a> Pipeline<'a> {
         flight.map_err(|Stopped| stopped())
     }
 
-    fn report(&self, index: usize, job: &Job<'_>) -> LayerReport<'_> {
+    fn report(&self, index: usize, job: &Job<'_>, watch: Watch) -> LayerReport<'_> {
         let watch = Watch {
             stop: Arc::clone(&self.stop),
-            ..Watch::default()
+            ..watch
         };
         let of = job.size.unwrap_or(0);
         LayerReport::new(self.options.progress, index, job.name, of, watch)
@@ -444,7 +473,7 @@ impl Unpacked {
         }
     }
 
-    fn fixups(&self, lower: &[Lower]) -> Result<Fixups> {
+    fn fixups(&self, lower: Lower<'_>) -> Result<Fixups> {
         Fixups::find(&self.made.implied, &self.made.whiteouts, lower)
     }
 }

@@ -154,21 +154,22 @@ impl Download {
         }
     }
 
-    /// Waits until a server begins to send it.
+    /// Begins to ask for it. Nobody waits: whoever reads is told what came of it.
     pub(super) fn start(mut self) -> Result<Body> {
         let shared = Arc::clone(&self.shared);
-        let (this, answer) = shared.runtime.run(async move {
-            let answer = self.connect().await;
-            (self, answer)
-        })?;
-        let answer = answer?;
         let window = Arc::new(Semaphore::new(WINDOW));
         let (pieces, received) = mpsc::channel(PIECES);
         let pipe = Pipe {
             window: Arc::clone(&window),
             pieces,
         };
-        let task = shared.runtime.spawn(this.pump(answer, pipe))?;
+        let task = shared.runtime.spawn(async move {
+            match self.connect().await {
+                Ok(answer) => self.pump(answer, pipe).await,
+                // A reader that has gone does not want to know.
+                Err(error) => drop(pipe.pieces.send(Piece::Failed(error.into())).await),
+            }
+        })?;
         Ok(Body {
             received,
             window,

@@ -272,6 +272,8 @@ impl Tar {
 pub(crate) struct Layout {
     pub(crate) path: PathBuf,
     layers: Vec<(String, u64, Digest, String)>,
+    /// What else the descriptor of a layer says.
+    extra: Vec<(usize, &'static str, serde_json::Value)>,
     pub(crate) config: serde_json::Value,
     /// Other places of all its layers.
     pub(crate) urls: Vec<String>,
@@ -284,6 +286,7 @@ impl Layout {
         Self {
             path,
             layers: Vec::new(),
+            extra: Vec::new(),
             config: serde_json::json!({}),
             urls: Vec::new(),
         }
@@ -308,6 +311,26 @@ impl Layout {
         self
     }
 
+    /// Something that the descriptor of the last layer says besides.
+    pub(crate) fn says(mut self, key: &'static str, value: serde_json::Value) -> Self {
+        self.extra.push((self.layers.len() - 1, key, value));
+        self
+    }
+
+    /// Unpacks the last layer beneath a directory, as Guardian asks for it.
+    pub(crate) fn beneath(self, directory: &str) -> Self {
+        let key = "org.cloudfoundry.experimental.image.base-directory";
+        self.says("annotations", serde_json::json!({ key: directory }))
+    }
+
+    /// A layer that is not in the layout, called by this digest, of size 0 and, falsely, with the
+    /// same diff id: as Guardian writes them.
+    pub(crate) fn claimed(mut self, digest: Digest, kind: &str) -> Self {
+        self.layers
+            .push((digest.to_string(), 0, digest, kind.to_owned()));
+        self
+    }
+
     /// Writes manifest and index; gives the source.
     pub(crate) fn done(self) -> ImageSource {
         let diff_ids: Vec<_> = self
@@ -322,12 +345,15 @@ impl Layout {
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         let config = config.to_string();
-        let layers: Vec<_> = (self.layers.iter())
+        let mut layers: Vec<_> = (self.layers.iter())
             .map(|(digest, size, _, kind)| {
                 let urls = &self.urls;
                 serde_json::json!({"mediaType": kind, "digest": digest, "size": size, "urls": urls})
             })
             .collect();
+        for (at, key, value) in &self.extra {
+            layers[*at][*key] = value.clone();
+        }
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -468,5 +494,82 @@ impl Drop for FullDisk {
                 .output();
         }
         let _ = rustix::mount::unmount(self.dir.path().join("small"), detach);
+    }
+}
+
+/// A web server on the loopback with some files: `/0`, `/1` and so on.
+pub(crate) struct Web {
+    address: std::net::SocketAddr,
+    requests: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Web {
+    pub(crate) fn start(files: Vec<Vec<u8>>) -> Self {
+        use std::sync::atomic::Ordering;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (requests, stop) = Default::default();
+        let mut web = Self {
+            address,
+            requests,
+            stop,
+            thread: None,
+        };
+        let (requests, stop) = (web.requests.clone(), web.stop.clone());
+        web.thread = Some(std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                requests.fetch_add(1, Ordering::SeqCst);
+                // A client that goes away early is none of the server's business.
+                let _ = serve(stream.unwrap(), &files);
+            }
+        }));
+        web
+    }
+
+    pub(crate) fn url(&self, file: usize) -> String {
+        format!("http://{}/{file}", self.address)
+    }
+
+    /// How many requests there were.
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+fn serve(mut stream: std::net::TcpStream, files: &[Vec<u8>]) -> std::io::Result<()> {
+    use std::io::{BufRead, BufReader, Write};
+    let mut request = BufReader::new(stream.try_clone()?);
+    let mut first = String::new();
+    request.read_line(&mut first)?;
+    let mut line = String::new();
+    while request.read_line(&mut line)? > 2 {
+        line.clear();
+    }
+    let path = first.split(' ').nth(1).unwrap_or_default();
+    let file = path.trim_start_matches('/').parse::<usize>().ok();
+    let Some(file) = file.and_then(|number| files.get(number)) else {
+        return stream.write_all(b"HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n");
+    };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        file.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(file)
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        // Wakes it up.
+        let _ = std::net::TcpStream::connect(self.address);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
