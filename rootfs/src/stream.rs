@@ -29,6 +29,10 @@ const AHEAD: usize = 4;
 const INPUT: usize = 128 << 10;
 /// Bytes of a tar that may come from whatever few bytes.
 const UNSUSPECTED: u64 = 1 << 30;
+/// The largest window of zstd, as a power of two: 32 MiB, four times what every decoder must have
+/// (RFC 8878, 3.1.1.1.2) and as much as the tools that make images use. Each layer that is unpacked
+/// may need that much memory.
+const WINDOW: u32 = 25;
 /// How often a waiting reader looks whether it should still wait.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -141,10 +145,12 @@ impl Decoder {
         Ok(match head {
             [0x1f, 0x8b, ..] => Self::Gzip(Box::new(MultiGzDecoder::new(input))),
             // A frame, or a skippable frame, of zstd.
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd(
-                zstd::Decoder::with_buffer(input)
-                    .map_err(|error| Broken::Rule(Rule::Stream(error)))?,
-            ),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+                let wrong = |error| Broken::Rule(Rule::Stream(error));
+                let mut decoder = zstd::Decoder::with_buffer(input).map_err(wrong)?;
+                decoder.window_log_max(WINDOW).map_err(wrong)?;
+                Self::Zstd(decoder)
+            }
             _ => {
                 input.get_mut().hasher = None;
                 Self::Plain(input)
@@ -525,6 +531,18 @@ mod tests {
             .unwrap();
         let error = allowed.check_ratio(2 * UNSUSPECTED, UNSUSPECTED / 300);
         assert!(matches!(error, Err(Broken::Rule(Rule::Ratio(500)))));
+    }
+
+    #[test]
+    fn a_frame_that_needs_too_much_memory_is_refused() {
+        let plain = b"hello, stream".repeat(1000);
+        for (window, fits) in [(WINDOW, true), (WINDOW + 1, false)] {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(window).unwrap();
+            encoder.write_all(&plain).unwrap();
+            let packed = encoder.finish().unwrap();
+            assert_eq!(read(&packed).is_ok(), fits, "{window}");
+        }
     }
 
     /// Gives some bytes, and then fails or waits for ever.
