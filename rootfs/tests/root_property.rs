@@ -1,12 +1,14 @@
-//! Random trees, packed by GNU tar: what we unpack must look like what GNU tar unpacks.
+//! Random trees, packed by GNU tar in each of its formats: what we unpack must look like what GNU
+//! tar unpacks, and both like the tree itself, as far as the format can tell.
 
 #![allow(clippy::unwrap_used, reason = "only for tests")]
 
 mod support;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,52 +21,90 @@ use support::{Place, gzip};
 enum Kind {
     Directory,
     File(Vec<u8>),
-    Symlink(String),
+    /// A file of such a length with some bytes at some place.
+    Sparse(u64, u64, Vec<u8>),
+    Symlink(Vec<u8>),
     HardLink(usize),
     Pipe,
 }
 
 #[derive(Debug, Clone)]
 struct Object {
-    path: String,
+    path: PathBuf,
     kind: Kind,
     mode: u32,
     owner: (u32, u32),
     mtime: (i64, i64),
-    comment: Option<Vec<u8>>,
+    comment: Option<(String, Vec<u8>)>,
 }
 
-fn part() -> impl Strategy<Value = String> {
+/// How a tree is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Ustar,
+    Gnu,
+    Pax,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Packing {
+    format: Format,
+    sparse: Option<&'static str>,
+    gzip: bool,
+}
+
+fn part(long: bool) -> impl Strategy<Value = Vec<u8>> {
+    let any_byte = any::<u8>().prop_filter("divides names", |byte| !matches!(byte, 0 | b'/'));
+    let any_name = prop::collection::vec(any_byte, 1..12).prop_filter("means something", |part| {
+        !matches!(&part[..], b"." | b"..") && !part.starts_with(b".wh.")
+    });
+    let length = if long { 90..255_usize } else { 20..40 };
     prop_oneof![
-        4 => "[a-c]",
-        1 => "[a-z .:,=%\\\\äß-]{1,12}".prop_filter("dots mean something", |part| {
-            part != "." && part != ".." && !part.starts_with(".wh.")
-        }),
-        1 => "[xy]{90,120}",
-        1 => Just("line\nbreak".to_owned()),
+        4 => (b'a'..=b'c').prop_map(|byte| vec![byte]),
+        2 => any_name,
+        1 => length.prop_map(|length| vec![b'x'; length]),
+        1 => Just(b"line\nbreak \\ \xe4".to_vec()),
+        1 => Just("\u{e4}\u{df}".as_bytes().to_vec()),
     ]
 }
 
-fn object() -> impl Strategy<Value = Object> {
+fn path(long: bool) -> impl Strategy<Value = PathBuf> {
+    let deep = if long { 12 } else { 4 };
+    prop::collection::vec(part(long), 1..deep).prop_map(|parts| {
+        let bytes = parts.join(&b'/');
+        PathBuf::from(OsString::from_vec(bytes))
+    })
+}
+
+fn object(format: Format) -> impl Strategy<Value = Object> {
     let content = prop::collection::vec(any::<u8>(), 0..1500);
+    let some = prop::collection::vec(any::<u8>(), 1..9000);
+    let long = format != Format::Ustar;
+    let target = if long { 1..300_usize } else { 1..90 };
     let kind = prop_oneof![
         3 => Just(Kind::Directory),
         4 => content.prop_map(Kind::File),
-        1 => "[a-z/.]{1,150}".prop_map(Kind::Symlink),
+        1 => (0_u64..300_000, 0_u64..200_000, some)
+            .prop_map(|(length, at, bytes)| Kind::Sparse(length, at, bytes)),
+        1 => prop::collection::vec(1_u8..=255, target).prop_map(Kind::Symlink),
         1 => any::<usize>().prop_map(Kind::HardLink),
         1 => Just(Kind::Pipe),
     ];
-    let comment = prop::option::weighted(0.2, prop::collection::vec(any::<u8>(), 0..60));
+    let comment = ("[a-z=%. ]{1,9}", prop::collection::vec(any::<u8>(), 0..60));
+    let times = match format {
+        Format::Ustar => 0_i64..4_000_000_000,
+        _ => -1_000_000_000..4_000_000_000,
+    };
     (
-        prop::collection::vec(part(), 1..5),
+        path(long),
         kind,
         0_u32..0o10000,
-        (0_u32..3_000_000, 0_u32..70_000),
-        (0_i64..4_000_000_000, 0_i64..1_000_000_000),
-        comment,
+        (0_u32..2_000_000, 0_u32..2_000_000),
+        (times, 0_i64..1_000_000_000),
+        prop::option::weighted(0.2, comment),
     )
-        .prop_map(|(parts, kind, mode, owner, mtime, comment)| Object {
-            path: parts.join("/"),
+        .prop_map(|(path, kind, mode, owner, mtime, comment)| Object {
+            path,
             kind,
             mode,
             owner,
@@ -92,7 +132,13 @@ fn build(root: &Path, objects: &[Object]) {
                 let free = path.symlink_metadata().is_err();
                 free && std::fs::write(&path, content).is_ok()
             }
-            Kind::Symlink(target) => std::os::unix::fs::symlink(target, &path).is_ok(),
+            Kind::Sparse(length, at, bytes) => {
+                let free = path.symlink_metadata().is_err();
+                free && sparse(&path, *length, *at, bytes).is_ok()
+            }
+            Kind::Symlink(target) => {
+                std::os::unix::fs::symlink(OsStr::from_bytes(target), &path).is_ok()
+            }
             Kind::HardLink(number) => {
                 let target = files.get(number % files.len().max(1));
                 target.is_some_and(|target| std::fs::hard_link(target, &path).is_ok())
@@ -100,7 +146,7 @@ fn build(root: &Path, objects: &[Object]) {
             Kind::Pipe => rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).is_ok(),
         };
         if done {
-            if matches!(object.kind, Kind::File(_)) {
+            if matches!(object.kind, Kind::File(_) | Kind::Sparse(..)) {
                 files.push(path.clone());
             }
             made.push((object, path));
@@ -112,12 +158,19 @@ fn build(root: &Path, objects: &[Object]) {
     }
 }
 
+fn sparse(path: &Path, length: u64, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+    let file = std::fs::File::create(path)?;
+    file.set_len(length)?;
+    file.write_all_at(bytes, at)
+}
+
 fn dress(object: &Object, path: &Path) {
     std::os::unix::fs::lchown(path, Some(object.owner.0), Some(object.owner.1)).unwrap();
     if !path.is_symlink() {
         std::fs::set_permissions(path, PermissionsExt::from_mode(object.mode)).unwrap();
-        if let (Some(comment), true) = (&object.comment, path.is_file() || path.is_dir()) {
-            rustix::fs::setxattr(path, "user.comment", comment, XattrFlags::empty()).unwrap();
+        if let (Some((name, value)), true) = (&object.comment, path.is_file() || path.is_dir()) {
+            let name = format!("user.{name}");
+            rustix::fs::setxattr(path, name, value, XattrFlags::empty()).unwrap();
         }
     }
     let time = Timespec {
@@ -138,7 +191,7 @@ struct Seen {
     mtime: (i64, i64),
     content: Vec<u8>,
     first_name: PathBuf,
-    comment: Option<Vec<u8>>,
+    xattrs: Vec<(String, Vec<u8>)>,
 }
 
 fn look(root: &Path) -> BTreeMap<PathBuf, Seen> {
@@ -148,7 +201,7 @@ fn look(root: &Path) -> BTreeMap<PathBuf, Seen> {
     while let Some(name) = left.pop() {
         let path = root.join(&name);
         let stat = path.symlink_metadata().unwrap();
-        let mut comment = None;
+        let mut xattrs = Vec::new();
         let content = if stat.is_symlink() {
             let target: OsString = path.read_link().unwrap().into();
             target.into_encoded_bytes()
@@ -159,7 +212,11 @@ fn look(root: &Path) -> BTreeMap<PathBuf, Seen> {
         };
         if stat.is_file() || stat.is_dir() {
             let file = std::fs::File::open(&path).unwrap();
-            comment = garden_sys::xattr::get(&file, "user.comment").unwrap();
+            for name in garden_sys::xattr::names(&file).unwrap() {
+                let value = garden_sys::xattr::get(&file, &name).unwrap();
+                xattrs.push((name, value.unwrap()));
+            }
+            xattrs.sort();
         }
         if stat.is_dir() {
             let mut inside: Vec<_> = (path.read_dir().unwrap())
@@ -178,18 +235,18 @@ fn look(root: &Path) -> BTreeMap<PathBuf, Seen> {
             mtime: (stat.mtime(), stat.mtime_nsec()),
             content,
             first_name,
-            comment,
+            xattrs,
         };
         seen.insert(name, it);
     }
     seen
 }
 
-fn tar(arguments: &[&str], directory: &Path) {
+fn tar(arguments: &[&str], format: Format, directory: &Path) {
     let mut command = Command::new("tar");
     command.arg("--numeric-owner");
-    // GNU tar's own format has no place for them.
-    if !arguments.contains(&"--format=gnu") {
+    // The other formats have no place for them.
+    if format == Format::Pax {
         command.args(["--xattrs", "--xattrs-include=user.*"]);
     }
     let output = command
@@ -203,42 +260,79 @@ fn tar(arguments: &[&str], directory: &Path) {
     assert!(output.status.success(), "tar {arguments:?}: {errors}");
 }
 
+/// What of a tree a format can tell.
+fn told(mut tree: BTreeMap<PathBuf, Seen>, format: Format) -> BTreeMap<PathBuf, Seen> {
+    if format != Format::Pax {
+        for seen in tree.values_mut() {
+            seen.mtime.1 = 0;
+            seen.xattrs.clear();
+        }
+    }
+    tree
+}
+
+fn packings() -> impl Strategy<Value = (Packing, Vec<Object>)> {
+    let format = prop_oneof![Just(Format::Ustar), Just(Format::Gnu), Just(Format::Pax)];
+    let sparse = prop::option::of(prop_oneof![Just("0.0"), Just("0.1"), Just("1.0")]);
+    (format, sparse, any::<bool>()).prop_flat_map(|(format, sparse, gzip)| {
+        let sparse = sparse.filter(|_| format != Format::Ustar);
+        let packing = Packing {
+            format,
+            sparse,
+            gzip,
+        };
+        (Just(packing), prop::collection::vec(object(format), 0..25))
+    })
+}
+
 #[test]
 fn unpacked_trees_look_like_those_of_gnu_tar() {
     let test = "unpacked_trees_look_like_those_of_gnu_tar";
     let Some(place) = Place::new(test) else {
         return;
     };
-    if Command::new("tar").arg("--version").output().is_err() {
+    let version = Command::new("tar").arg("--version").output();
+    if !version.is_ok_and(|output| output.stdout.starts_with(b"tar (GNU tar)")) {
         println!("SKIPPED {test}: there is no GNU tar");
         return;
     }
+    let cases = std::env::var("PROPTEST_CASES").map_or(32, |cases| cases.parse().unwrap());
     let mut runner = TestRunner::new(Config {
-        cases: 32,
+        cases,
         failure_persistence: None,
         ..Config::default()
     });
-    let format = prop_oneof![Just("--format=gnu"), Just("--format=posix")];
-    let trees = (
-        prop::collection::vec(object(), 0..25),
-        format,
-        any::<bool>(),
-    );
-    let result = runner.run(&trees, |(objects, format, packed)| {
+    let result = runner.run(&packings(), |(packing, objects)| {
         let work = tempfile::tempdir_in(place.dir.path()).unwrap();
-        build(&work.path().join("tree"), &objects);
+        let source = work.path().join("tree");
+        build(&source, &objects);
         let archive = work.path().join("a.tar");
         let text = archive.to_string_lossy();
-        tar(&[format, "-cf", &text], &work.path().join("tree"));
+        let format = match packing.format {
+            Format::Ustar => "--format=ustar",
+            Format::Gnu => "--format=gnu",
+            Format::Pax => "--format=posix",
+        };
+        let mut arguments = vec![format, "-cf", &text];
+        let version = packing
+            .sparse
+            .map(|version| format!("--sparse-version={version}"));
+        if let Some(version) = &version {
+            arguments.extend(["--sparse", version]);
+        }
+        let before = look(&source);
+        tar(&arguments, packing.format, &source);
         let theirs = work.path().join("theirs");
         std::fs::create_dir(&theirs).unwrap();
-        tar(&["--same-owner", "-xpf", &text], &theirs);
+        tar(&["--same-owner", "-xpf", &text], packing.format, &theirs);
         let mut bytes = std::fs::read(&archive).unwrap();
-        if packed {
+        if packing.gzip {
             bytes = gzip(&bytes);
         }
         let image = place.import("a.tar", &bytes).unwrap();
-        prop_assert_eq!(look(&place.only_tree(&image)), look(&theirs));
+        let ours = look(&place.only_tree(&image));
+        prop_assert_eq!(&ours, &look(&theirs));
+        prop_assert_eq!(&ours, &told(before, packing.format));
         Ok(())
     });
     result.unwrap();

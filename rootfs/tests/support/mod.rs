@@ -268,6 +268,13 @@ impl Tar {
     }
 }
 
+/// Makes the checksum of the first header right.
+pub(crate) fn checksum(tar: &mut [u8]) {
+    tar[148..156].fill(b' ');
+    let sum: u32 = tar[..512].iter().copied().map(u32::from).sum();
+    tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
 /// An OCI image layout in the making; one image.
 pub(crate) struct Layout {
     pub(crate) path: PathBuf,
