@@ -24,7 +24,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use garden_rootfs::{CreateRequest, Error, ImageSource, Mapping, Rule};
+use garden_rootfs::{CreateRequest, DiskLimit, Error, ImageSource, Mapping, Rule};
 use support::{Entry, Layout, Place, Tar, names, read, stat};
 
 /// Something outside that an image must not touch.
@@ -127,6 +127,7 @@ fn cve_2014_9358_names_from_outside_are_no_ways() {
             image,
             mapping: Mapping::Host,
             read_only: false,
+            limit: DiskLimit::default(),
         };
         place.store().create(&request).map(drop)
     };
@@ -461,6 +462,7 @@ fn cve_2021_30465_2024_21626_and_later_no_descriptor_is_inherited() {
         image: &image,
         mapping: Mapping::Host,
         read_only: false,
+        limit: DiskLimit::default(),
     };
     let rootfs = place.store().create(&request).unwrap();
     let store = place.path("store");
