@@ -57,10 +57,12 @@ impl Import<'_> {
         let job = Job::file(Arc::new(file), self.image.to_owned())?;
         self.tell(Progress::Layers { total: 1 });
         if let Some(known) = self.store.known_image(job.name, self.image) {
-            self.tell_cached(&[job]);
+            self.tell_all(&[job], Stage::Cached);
+            self.tell(Progress::Done);
             return Ok(known);
         }
         let id = job.name;
+        self.tell_all(std::slice::from_ref(&job), Stage::Waiting);
         // Looks again, alone, and writes the record.
         let stack = Pipeline::new(self.store, self.image, self.options).run(&[job])?;
         self.tell(Progress::Done);

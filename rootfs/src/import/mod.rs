@@ -121,13 +121,16 @@ impl Import<'_> {
         self.tell(Progress::Layers { total: jobs.len() });
         let known = || self.store.known_image(id, self.image);
         if let Some(known) = known() {
-            self.tell_cached(jobs);
+            self.tell_all(jobs, Stage::Cached);
+            self.tell(Progress::Done);
             return Ok(known);
         }
+        self.tell_all(jobs, Stage::Waiting);
         let _flight = self.flight(id)?;
         // Somebody else may have done it just now.
         if let Some(known) = known() {
-            self.tell_cached(jobs);
+            self.tell_all(jobs, Stage::Cached);
+            self.tell(Progress::Done);
             return Ok(known);
         }
         self.check_quota(jobs)?;
@@ -172,17 +175,16 @@ impl Import<'_> {
         }
     }
 
-    fn tell_cached(&self, jobs: &[Job<'_>]) {
+    fn tell_all(&self, jobs: &[Job<'_>], stage: Stage) {
         for (index, job) in jobs.iter().enumerate() {
             self.tell(Progress::Layer {
                 index,
                 digest: job.name,
-                stage: Stage::Cached,
+                stage,
                 bytes: 0,
                 of: job.size.unwrap_or(0),
             });
         }
-        self.tell(Progress::Done);
     }
 }
 

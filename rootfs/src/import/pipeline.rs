@@ -205,7 +205,6 @@ impl<'a> Pipeline<'a> {
     /// matters.
     fn ensure(&self, index: usize, job: &Job<'_>) -> Result<Ready> {
         let report = self.report(index, job, Watch::default());
-        report.stage(Stage::Waiting);
         let _flight = self.take(&job.key())?;
         let layers = &self.store.inner.layers;
         if let Some(known) = self.find(job)

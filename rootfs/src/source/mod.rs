@@ -43,7 +43,7 @@ pub enum ImageSource {
     /// A base image with one layer above it, which is fetched by URL: how Cloud Foundry starts
     /// an app without copying it into its container.
     Preloaded {
-        /// The tar of the base image, or its directory.
+        /// The tar of the base image.
         base: PathBuf,
         /// Where the layer is: `http`, `https` or `file`.
         layer: Url,
