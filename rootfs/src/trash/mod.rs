@@ -199,6 +199,7 @@ impl Trash {
 
     fn queue(&self, name: String, with: With) {
         let now = Instant::now();
+        let since = since(&name, now);
         let mut state = self.lock();
         // A look may have found it between its rename and now: then only the rest is to be added.
         if let Some(known) = state.waiting.iter_mut().find(|item| item.name == name) {
@@ -209,7 +210,7 @@ impl Trash {
             known.bytes = with.bytes;
         } else {
             state.waiting.push_back(Item {
-                since: since(&name, now),
+                since,
                 name,
                 with,
                 failures: 0,
