@@ -9,7 +9,9 @@ mod commands;
 mod failure;
 mod host;
 mod logging;
+mod progress;
 mod reach;
+mod registry;
 mod streams;
 mod table;
 mod values;
@@ -19,7 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    create, exec, inspect, ls, pea, rm, run, scale, server, stop, stream_in, teardown,
+    create, doctor, exec, inspect, ls, pea, pull, rm, rootfs, run, scale, server, stop, stream_in,
+    teardown,
 };
 use crate::reach::Target;
 
@@ -42,6 +45,9 @@ enum Verb {
     Inspect(inspect::InspectArgs),
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
+    Pull(pull::PullArgs),
+    Rootfs(rootfs::RootfsArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
     Pea(pea::PeaVerb),
     StreamIn(stream_in::StreamInArgs),
@@ -52,6 +58,10 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    // Before everything else: a container waits for these commands, each of which is a process.
+    if let Some((program, words)) = rootfs::called(std::env::args_os()) {
+        return rootfs::main(&program, words);
+    }
     let cli = Cli::parse();
     logging::start(matches!(cli.verb, Verb::Server(_)));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -80,6 +90,9 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Inspect(args) => inspect::run(&target, &args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,
         Verb::Rm(args) => rm::run(&target, &args).await,
+        Verb::Pull(args) => pull::run(&target, args).await,
+        Verb::Rootfs(args) => Ok(rootfs::run_after_flags(args)),
+        Verb::Doctor(args) => doctor::run(args).await,
         Verb::Pea(verb) => pea::run(&target, verb).await,
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,

@@ -1,6 +1,7 @@
 //! Values of flags that need more than parsing a number.
 
 use garden::model::{Handle, IdError};
+use garden_rootfs::Space;
 
 /// A size in bytes: a number with an optional unit, `64M`, `1.5g`, `4096`.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -35,6 +36,19 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     if bytes == 0 { Err(wrong()) } else { Ok(bytes) }
 }
 
+/// A part of a disk: a size, or a number of hundredths of it, `10%`.
+pub(crate) fn space(text: &str) -> Result<Space, String> {
+    match text.strip_suffix('%') {
+        None => size(text).map(Space::Bytes),
+        Some(number) => match number.parse() {
+            Ok(percent @ 0..=100) => Ok(Space::Percent(percent)),
+            _ => Err(format!(
+                "{text:?}: give a size, like 20G, or hundredths, like 10%"
+            )),
+        },
+    }
+}
+
 /// `K=V`.
 pub(crate) fn assignment(text: &str) -> Result<String, String> {
     match text.split_once('=') {
@@ -51,6 +65,15 @@ pub(crate) fn handle(text: &str) -> Result<Handle, IdError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_of_a_disk() {
+        assert_eq!(space("10%"), Ok(Space::Percent(10)));
+        assert_eq!(space("20G"), Ok(Space::Bytes(20 << 30)));
+        for wrong in ["101%", "-1%", "%", "x"] {
+            assert!(space(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_docker_reads_them() {

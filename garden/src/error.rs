@@ -44,6 +44,9 @@ pub enum Error {
     /// The image cannot be used as given.
     #[error("{0}")]
     Image(#[from] garden_rootfs::Error),
+    /// An image plugin failed. The texts are Guardian's.
+    #[error("{0}")]
+    Plugin(#[from] garden_rootfs::plugin::Error),
     /// A request that can never work as it stands.
     #[error("{0}")]
     Invalid(String),

@@ -16,6 +16,7 @@ pub mod hosting;
 pub mod manager;
 pub mod model;
 pub mod process;
+mod roots;
 pub mod runtime;
 mod services;
 pub mod users;

@@ -127,6 +127,59 @@ impl fmt::Debug for ImageRef {
     }
 }
 
+/// How far the import of an image is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum PullProgress {
+    /// How many layers the image has; the first word.
+    Layers {
+        /// Their number.
+        total: usize,
+    },
+    /// Something about one layer.
+    Layer {
+        /// Which one, from 0, the topmost last.
+        index: usize,
+        /// Its digest.
+        digest: String,
+        /// What happens with it.
+        stage: PullStage,
+        /// Bytes that were read of it.
+        bytes: u64,
+        /// Bytes that it has; 0 when nobody knows.
+        of: u64,
+    },
+}
+
+/// What happens with a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PullStage {
+    /// It waits for its turn.
+    Waiting,
+    /// Its bytes are read.
+    Downloading,
+    /// Its files are written.
+    Unpacking,
+    /// It was imported.
+    Done,
+    /// It was there already.
+    Cached,
+}
+
+/// An image that is in the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PulledImage {
+    /// What the store knows it by.
+    pub id: String,
+    /// Where it came from, without secrets.
+    pub source: String,
+    /// How many layers it has.
+    pub layers: usize,
+    /// Bytes in the files of its layers.
+    pub bytes: u64,
+}
+
 /// Limits of a container, or of a pea with its own cgroup. `None` means unlimited.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {

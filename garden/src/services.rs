@@ -4,23 +4,22 @@
 //! lock in here is held across anything but a look into a table.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use garden_peas::TeardownMode;
 use garden_peas::teardown::Queue;
-use garden_rootfs::{
-    CreateRequest, Enforced, Image, ImageSource, Mapping, Rootfs, Scope, Store, WithoutQuota,
-};
+use garden_rootfs::plugin::Plugins;
+use garden_rootfs::{CollectPolicy, Mapping, Store, WithoutQuota};
 
 use crate::bundle::{self, IdRange};
 use crate::cgroup::{Cgroups, Devices};
 use crate::container::Container;
 use crate::depot::Depot;
 use crate::error::Error;
-use crate::model::{DiskLimit, DiskMetrics, DiskScope, ImageRef};
+use crate::model::{DiskLimit, DiskMetrics, ImageRef};
+use crate::roots::{Root, Roots, Wanted};
 use crate::runtime::zygote::Zygote;
 use crate::workers::Workers;
 
@@ -43,6 +42,12 @@ pub struct Options {
     pub unmount: garden_rootfs::Unmount,
     /// What becomes of disk limits where the store's file system cannot enforce them.
     pub without_quota: WithoutQuota,
+    /// Who makes root filesystems instead of the server's own store.
+    pub plugins: Plugins,
+    /// When the store gives up unused images by itself; `None` for never.
+    pub collect: Option<CollectPolicy>,
+    /// How the store speaks to registries.
+    pub registry: garden_rootfs::RegistryPolicy,
     /// When a pea's teardown is done, seen from its client.
     pub teardown: TeardownMode,
     /// Id map of unprivileged containers, for users and groups alike.
@@ -61,6 +66,9 @@ impl Options {
             max_containers: None,
             unmount: garden_rootfs::Unmount::default(),
             without_quota: WithoutQuota::default(),
+            plugins: Plugins::default(),
+            collect: Some(CollectPolicy::default()),
+            registry: garden_rootfs::RegistryPolicy::default(),
             teardown: TeardownMode::Queued,
             ids: default_ids(),
         }
@@ -105,48 +113,27 @@ fn default_ids() -> Vec<IdRange> {
 /// How long metrics wait for the store.
 const USAGE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A disk limit in the store's words.
-fn limit_of(disk: Option<DiskLimit>) -> garden_rootfs::DiskLimit {
-    let disk = disk.unwrap_or_default();
-    garden_rootfs::DiskLimit {
-        bytes: disk.bytes,
-        inodes: disk.inodes,
-        scope: match disk.scope {
-            DiskScope::Total => Scope::Total,
-            DiskScope::Exclusive => Scope::Exclusive,
-        },
-    }
-}
-
-/// Why a limit that was asked for does not hold, or not whole.
-pub(crate) fn not_enforced(rootfs: &Rootfs) -> Option<&str> {
-    match &rootfs.limit.enforced {
-        Enforced::None | Enforced::Kernel => None,
-        Enforced::BytesOnly { why } | Enforced::Accounted { why } => Some(why),
-    }
-}
-
 /// What every container of one server uses.
 pub(crate) struct Services {
     pub(crate) options: Options,
     pub(crate) depot: Depot,
     pub(crate) cgroups: Cgroups,
     pub(crate) zygote: Zygote,
-    pub(crate) store: Store,
+    pub(crate) roots: Arc<Roots>,
     /// For short calls: cgroup files, user lookups.
     pub(crate) files: Workers,
     /// For calls of the store that may take long.
     pub(crate) images: Workers,
     /// For asking what root filesystems use: a store that is stuck must not stop other metrics.
     usage: Workers,
+    /// For calls of image plugins, which may take for ever.
+    pub(crate) plugins: Workers,
     /// The capabilities of privileged processes, as far as the host has them.
     pub(crate) privileged_capabilities: Vec<String>,
     /// Containers by handle, for the stages of teardown; the manager owns them.
     pub(crate) pods: Mutex<HashMap<String, Weak<Container>>>,
     /// What takes away what peas and containers leave; set once, right after this is made.
     pub(crate) queue: OnceLock<Queue>,
-    /// Mounts whose last reference costs a sync, by root filesystem.
-    held_mounts: Mutex<HashMap<String, OwnedFd>>,
 }
 
 /// Locks a table whose holder cannot panic half-way through a change.
@@ -164,20 +151,21 @@ impl Services {
         store: Store,
     ) -> Result<Self, Error> {
         let threads = |error| Error::host("cannot start worker threads", error);
+        let layouts = options.runtime_dir.join("layouts");
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Ok(Self {
+            roots: Arc::new(Roots::new(store, options.plugins.clone(), layouts)),
             options,
             depot,
             cgroups,
             zygote,
-            store,
             files: Workers::start("garden-files", 4).map_err(threads)?,
             images: Workers::start("garden-images", 8).map_err(threads)?,
             usage: Workers::start("garden-usage", 2).map_err(threads)?,
             privileged_capabilities: bundle::held_by_host(&status),
             pods: Mutex::default(),
+            plugins: Workers::start("garden-plugins", 8).map_err(threads)?,
             queue: OnceLock::new(),
-            held_mounts: Mutex::default(),
         })
     }
 
@@ -216,43 +204,48 @@ impl Services {
         id: &str,
         image: &ImageRef,
         privileged: bool,
-        read_only: bool,
-        disk: Option<DiskLimit>,
-    ) -> Result<Rootfs, Error> {
-        let source = ImageSource::parse(&image.uri)?;
-        let store = self.store.clone();
+        limit: Option<DiskLimit>,
+    ) -> Result<Root, Error> {
+        let roots = Arc::clone(&self.roots);
+        let (name, image) = (id, image.clone());
         let id = id.to_owned();
         let mapping = self.mapping(privileged);
-        let made = self.images.run(move || {
-            let image: Image = store.import(&source)?;
-            store.create(&CreateRequest {
+        // Programs that may never end have threads of their own.
+        let workers = if roots.by_plugin(privileged) {
+            &self.plugins
+        } else {
+            &self.images
+        };
+        let made = workers.run(move || {
+            roots.make(&Wanted {
                 id: &id,
                 image: &image,
+                privileged,
+                read_only: false,
                 mapping,
-                read_only,
-                limit: limit_of(disk),
+                limit,
             })
         });
-        let rootfs = made.await??;
-        if let Some(why) = not_enforced(&rootfs) {
-            tracing::warn!(rootfs = rootfs.id, why, "the disk limit does not hold");
+        let root = made.await??;
+        if let Some(why) = &root.not_enforced {
+            tracing::warn!(rootfs = name, why, "the disk limit does not hold");
         }
-        Ok(rootfs)
+        Ok(root)
     }
 
     /// What a root filesystem uses; nothing when the store does not tell in time, so that other
     /// metrics of the container are known all the same.
     pub(crate) async fn disk_usage(&self, id: &str) -> DiskMetrics {
-        let (store, id) = (self.store.clone(), id.to_owned());
-        let asked = self.usage.run(move || store.usage(&id));
+        let (roots, id) = (Arc::clone(&self.roots), id.to_owned());
+        // A plugin that hangs must not take the metrics of the store along.
+        let workers = if roots.has_plugins() {
+            &self.plugins
+        } else {
+            &self.usage
+        };
+        let asked = workers.run(move || roots.usage(&id));
         match tokio::time::timeout(USAGE_PATIENCE, asked).await {
-            Ok(Ok(Ok(usage))) => DiskMetrics {
-                total_bytes: usage.total_bytes(),
-                total_inodes: usage.total_inodes(),
-                exclusive_bytes: usage.exclusive_bytes,
-                exclusive_inodes: usage.exclusive_inodes,
-            },
-            Ok(Ok(Err(garden_rootfs::Error::NoSuchRootfs(_)))) => DiskMetrics::default(),
+            Ok(Ok(Ok(usage))) => usage,
             Ok(Ok(Err(error))) => {
                 let error = crate::error::report(&error);
                 tracing::warn!(error, "no disk metrics");
@@ -287,18 +280,6 @@ impl Services {
             uid: ranges.clone(),
             gid: ranges,
         }
-    }
-
-    /// Keeps a mount whose last close would sync, until its teardown.
-    pub(crate) fn hold_mount(&self, id: &str, volatile: bool, mount: OwnedFd) {
-        if !volatile {
-            lock(&self.held_mounts).insert(id.to_owned(), mount);
-        }
-    }
-
-    /// Gives a kept mount to its teardown.
-    pub(crate) fn release_mount(&self, id: &str) -> Option<OwnedFd> {
-        lock(&self.held_mounts).remove(id)
     }
 }
 

@@ -14,6 +14,7 @@
 mod app;
 mod cgroups;
 mod cli;
+mod grootfs;
 mod images;
 mod inside;
 mod layout;
@@ -27,6 +28,7 @@ mod world;
 
 pub use app::App;
 pub use cli::{Cli, Outcome, Running};
+pub use grootfs::{Grootfs, MAPPED, is_mount_point};
 pub use images::Images;
 pub use inside::{NAMESPACES, host_namespace, lines_of, status_field};
 pub use leaks::Leaks;

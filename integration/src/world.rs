@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, Result, ensure};
 
 use crate::cli::Cli;
+use crate::grootfs::Grootfs;
 use crate::images::Images;
 use crate::server::Server;
 use crate::sweep;
@@ -149,6 +150,16 @@ impl World {
         cli
     }
 
+    /// The program as GrootFS, with the world's store.
+    pub fn grootfs(&self) -> Result<Grootfs> {
+        Grootfs::new(self, "store")
+    }
+
+    /// The same with another store.
+    pub fn grootfs_in(&self, store: &str) -> Result<Grootfs> {
+        Grootfs::new(self, store)
+    }
+
     pub(crate) fn cli(&self) -> Cli {
         Cli {
             program: self.program.clone(),
@@ -175,6 +186,11 @@ impl World {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.directory.join("server.log")
+    }
+
+    /// What the world's servers logged.
+    pub fn server_log(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
     }
 
     fn show_log(&self) {

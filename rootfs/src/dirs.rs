@@ -80,7 +80,9 @@ impl Dirs {
         let root = root.step(|| told("open the directory of"))?;
         // Layers hold set-id programs and other people's files (CVE-2021-41091).
         let stat = rustix::fs::fstat(&root).step(|| told("look at"))?;
-        if Mode::from_raw_mode(stat.st_mode) != Mode::RWXU {
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        // A group may walk through ([`crate::Store::let_group_pass`]).
+        if mode - Mode::XGRP != Mode::RWXU {
             rustix::fs::fchmod(&root, Mode::RWXU).step(|| told("close to others"))?;
         }
         let inside =

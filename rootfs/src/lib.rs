@@ -37,12 +37,14 @@ mod flight;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod host;
 mod image;
 mod import;
 mod layers;
 mod mount;
 mod mounting;
 mod oci;
+pub mod plugin;
 mod quota;
 mod recover;
 mod registry;
@@ -64,6 +66,7 @@ pub use collect::{
 pub use digest::{Digest, NoDigest};
 pub use error::{Error, Result, Rule};
 pub use garden_sys::userns::IdRange;
+pub use host::keep_descriptors_from_children;
 pub use image::{Image, ImageConfig, Layer};
 pub use import::options::{Credentials, ImportOptions, Progress, Stage};
 pub use mounting::{BindRequest, Health};

@@ -20,7 +20,8 @@ pub(crate) struct CreateArgs {
 /// What a container is made from.
 #[derive(Debug, Args)]
 pub(crate) struct ContainerArgs {
-    /// Root filesystem: a tar (plain, gzip, zstd), a directory, or oci:///PATH[:REF]
+    /// Root filesystem: a tar (plain, gzip, zstd), a directory, oci:///PATH[:REF], or
+    /// docker://[HOST/]REPOSITORY[#TAG]
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: String,
     /// Name of the container [default: a generated one]
@@ -40,6 +41,9 @@ pub(crate) struct ContainerArgs {
     /// No user namespace, all capabilities, no seccomp filter
     #[arg(long)]
     privileged: bool,
+    /// No bars while the image is fetched
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
 }
 
 /// What a root filesystem may grow to.
@@ -94,7 +98,9 @@ impl ContainerArgs {
 /// Creates it.
 pub(crate) async fn run(target: &Target, args: &CreateArgs) -> Result<u8> {
     let client = target.server().await?;
-    let handle = client.create(&args.container.spec()?).await?;
+    let spec = args.container.spec()?;
+    super::pull::watch(&client, spec.image.as_ref(), args.container.quiet).await?;
+    let handle = client.create(&spec).await?;
     print(&format!("{handle}\n"))?;
     Ok(0)
 }

@@ -1,11 +1,14 @@
 //! The verbs, one module each: its flags and what it does.
 
 pub(crate) mod create;
+pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod inspect;
 pub(crate) mod ls;
 pub(crate) mod pea;
+pub(crate) mod pull;
 pub(crate) mod rm;
+pub(crate) mod rootfs;
 pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod server;

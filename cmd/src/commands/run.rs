@@ -63,6 +63,7 @@ pub(crate) async fn run(target: &Target, args: RunArgs) -> Result<u8> {
 
 async fn with(client: &Client, args: RunArgs) -> Result<u8> {
     let spec = args.container.spec()?;
+    super::pull::watch(client, spec.image.as_ref(), args.container.quiet).await?;
     let check = health(&args)?;
     // Signals count from here on: what is being made must be removed again.
     let interrupted = streams::interrupted();

@@ -1,15 +1,20 @@
 //! `garden server`: the server of a host.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use garden::api;
 use garden::hosting::{Hosted, find_shim};
 use garden::manager::{Options, Unmount, WithoutQuota};
+use garden_rootfs::plugin::{Plugin, Plugins};
+use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 
 use crate::reach::Target;
-use crate::streams;
+use crate::registry::RegistryArgs;
+use crate::{streams, values};
 
 /// Run the server; containers outlive it
 #[derive(Debug, Args)]
@@ -39,7 +44,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "GARDEN_SHIM", value_name = "PATH")]
     shim: Option<PathBuf>,
     /// Image of containers that name none
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, visible_alias = "default-rootfs", value_name = "IMAGE")]
     default_image: Option<String>,
     /// Most containers at a time [default: unlimited]
     #[arg(long, value_name = "N")]
@@ -50,6 +55,12 @@ pub(crate) struct ServerArgs {
     /// Where the store's file system has no quota: count what is used, or refuse disk limits
     #[arg(long, value_name = "HOW", value_enum, default_value = "account")]
     without_quota: OnNoQuota,
+    #[command(flatten, next_help_heading = "Collection of unused images")]
+    collect: CollectArgs,
+    #[command(flatten, next_help_heading = "Image plugins")]
+    plugins: PluginArgs,
+    #[command(flatten, next_help_heading = "Registries")]
+    registry: RegistryArgs,
 }
 
 /// What becomes of disk limits that cannot be enforced.
@@ -59,6 +70,84 @@ enum OnNoQuota {
     Account,
     /// Refuse to make the container.
     Refuse,
+}
+
+/// When images that nobody uses are given up.
+#[derive(Debug, Args)]
+struct CollectArgs {
+    /// Begin when less than this is free on the disk of the store: a size, or hundredths
+    #[arg(long, value_name = "SPACE", value_parser = values::space, default_value = "5%")]
+    collect_below: Space,
+    /// Go on until so much is free
+    #[arg(long, value_name = "SPACE", value_parser = values::space, default_value = "10%")]
+    collect_until: Space,
+    /// Never; images then stay until somebody removes them
+    #[arg(long)]
+    no_collect: bool,
+}
+
+impl CollectArgs {
+    fn policy(&self) -> Option<CollectPolicy> {
+        let marks = WaterMarks {
+            low: self.collect_below,
+            high: self.collect_until,
+        };
+        (!self.no_collect).then(|| CollectPolicy {
+            free: Some(marks),
+            ..CollectPolicy::default()
+        })
+    }
+}
+
+/// Programs that make root filesystems. A kind of container without one gets its root filesystems
+/// from the server's own store.
+#[derive(Debug, Args)]
+struct PluginArgs {
+    /// Makes the root filesystems of unprivileged containers [default: the server's own store]
+    #[arg(long, value_name = "PROGRAM")]
+    image_plugin: Option<PathBuf>,
+    /// Argument of that program, before the command; repeatable
+    #[arg(
+        long,
+        value_name = "ARG",
+        requires = "image_plugin",
+        allow_hyphen_values = true
+    )]
+    image_plugin_extra_arg: Vec<OsString>,
+    /// Makes the root filesystems of privileged containers [default: the server's own store]
+    #[arg(long, value_name = "PROGRAM")]
+    privileged_image_plugin: Option<PathBuf>,
+    /// Argument of that program, before the command; repeatable
+    #[arg(
+        long,
+        value_name = "ARG",
+        requires = "privileged_image_plugin",
+        allow_hyphen_values = true
+    )]
+    privileged_image_plugin_extra_arg: Vec<OsString>,
+    /// How long one call of such a program may take [default: for ever, as Guardian has it]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    image_plugin_timeout: Option<u64>,
+}
+
+impl PluginArgs {
+    fn plugins(self) -> Plugins {
+        let timeout = self.image_plugin_timeout.map(Duration::from_secs);
+        let plugin = |program: Option<PathBuf>, extra_args| {
+            program.map(|program| Plugin {
+                program,
+                extra_args,
+                timeout,
+            })
+        };
+        Plugins {
+            unprivileged: plugin(self.image_plugin, self.image_plugin_extra_arg),
+            privileged: plugin(
+                self.privileged_image_plugin,
+                self.privileged_image_plugin_extra_arg,
+            ),
+        }
+    }
 }
 
 /// Serves until SIGINT or SIGTERM.
@@ -75,6 +164,9 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
         OnNoQuota::Account => WithoutQuota::Account,
         OnNoQuota::Refuse => WithoutQuota::Refuse,
     };
+    options.plugins = args.plugins.plugins();
+    options.registry = args.registry.policy()?;
+    options.collect = args.collect.policy();
     if args.sync_unmount {
         options.unmount = Unmount::Sync;
     }

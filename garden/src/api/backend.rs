@@ -13,11 +13,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::io::AsyncRead;
+use tokio::sync::mpsc;
 
 use crate::error::Error;
 use crate::model::{
-    Capacity, ContainerInfo, ContainerSpec, Handle, Limits, Metrics, NetOutRule, PortMapping,
-    ProcessId, ProcessSpec, TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, Metrics, NetOutRule,
+    PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage, TeardownStatus,
 };
 use crate::process::Attachment;
 
@@ -156,6 +157,14 @@ pub trait Backend: Send + Sync + 'static {
         handle: &Handle,
         rules: Vec<NetOutRule>,
     ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Brings an image into the store; returns when it is there. What happens on the way is sent to
+    /// `progress`, which is dropped at the end; nobody may be there to receive it.
+    fn pull(
+        &self,
+        image: ImageRef,
+        progress: mpsc::Sender<PullProgress>,
+    ) -> impl Future<Output = Result<PulledImage, Error>> + Send;
 
     /// What is left to clean up.
     fn teardown(&self) -> impl Future<Output = Result<TeardownStatus, Error>> + Send;

@@ -28,7 +28,7 @@ use super::server::Options;
 use super::session::Context;
 use super::streams::Streams;
 use super::wire::{self, WireHandle, WireHandles, WireNetOutRule, WirePorts, WireStop, WireValue};
-use super::{bulk, files, own};
+use super::{bulk, files, own, pull};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle, NetOutRule};
 
@@ -197,6 +197,7 @@ async fn answer<B: Backend>(
             shared.destroy(&parse_handle(&handle)?).await?;
             done()
         }
+        Route::Pull => pull::pull(&shared, read(request).await?).await,
         other => own::answer(&shared, other, &parameters).await,
     }
 }

@@ -22,6 +22,7 @@ mod handlers;
 pub(crate) mod head;
 mod hijack;
 mod own;
+pub(crate) mod pull;
 mod routes;
 mod server;
 mod session;

@@ -50,6 +50,7 @@ pub(super) enum Route {
     Peas(String),
     Teardown,
     TeardownWait,
+    Pull,
 }
 
 /// A request that the server does not know.
@@ -144,6 +145,7 @@ impl Route {
             Self::Peas(_) => "peas",
             Self::Teardown => "teardown",
             Self::TeardownWait => "teardown-wait",
+            Self::Pull => "pull",
         }
     }
 }
@@ -160,6 +162,7 @@ fn find(method: &str, segments: &[&str]) -> Option<Route> {
         ("GET", ["garden", "v1", "ps"]) => Some(Route::Ps),
         ("GET", ["garden", "v1", "teardown"]) => Some(Route::Teardown),
         ("POST", ["garden", "v1", "teardown", "wait"]) => Some(Route::TeardownWait),
+        ("POST", ["garden", "v1", "pull"]) => Some(Route::Pull),
         ("GET", ["garden", "v1", "containers", handle, "peas"]) => Some(Route::Peas(name(handle)?)),
         _ => None,
     }

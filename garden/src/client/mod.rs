@@ -1,7 +1,7 @@
 //! The Garden API from a client's side, over a unix socket.
 //!
 //! The command line uses it for everything. It speaks to any Garden server; what is of our own
-//! (`ps`, `peas`, `teardown`) only to ours. Errors are the manager's own as far as the server
+//! (`ps`, `peas`, `teardown`, `pull`) only to ours. Errors are the manager's own as far as the server
 //! tells their kind, so callers decide on the same [`Error`] as inside the server.
 //!
 //! There are no timeouts after connecting: a create or a wait takes as long as it takes.
@@ -9,6 +9,7 @@
 mod calls;
 mod info;
 mod process;
+mod pull;
 mod transport;
 
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
@@ -127,6 +127,19 @@ impl Client {
 
     /// Sends a request and returns its response, if that is a success.
     pub(super) async fn send(&self, call: Call) -> Result<Response<Incoming>, Error> {
+        checked(self.exchange(call).await?).await
+    }
+
+    /// Sends a request to a route that other servers do not have; `None` when this one has not.
+    pub(super) async fn send_own(&self, call: Call) -> Result<Option<Response<Incoming>>, Error> {
+        let response = self.exchange(call).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Ok(None),
+            _ => checked(response).await.map(Some),
+        }
+    }
+
+    async fn exchange(&self, call: Call) -> Result<Response<Incoming>, Error> {
         let request = call
             .request()
             .map_err(|source| broken("cannot make a request to", source))?;
@@ -140,15 +153,7 @@ impl Client {
             }
         });
         let sent = sender.send_request(request).await;
-        let response = sent.map_err(|source| broken("no answer from", source))?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let kind = response.headers().get(KIND_HEADER);
-        let kind = kind.and_then(|kind| kind.to_str().ok()).map(str::to_owned);
-        let status = response.status();
-        let body = whole(response).await?;
-        Err(failure(status.as_u16(), kind.as_deref(), &body))
+        sent.map_err(|source| broken("no answer from", source))
     }
 
     /// A request with an answer.
@@ -179,6 +184,18 @@ impl IntoCall for Result<Call, Error> {
     fn into_call(self) -> Self {
         self
     }
+}
+
+/// A response that is a success, or the error that it is.
+async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Error> {
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let kind = response.headers().get(KIND_HEADER);
+    let kind = kind.and_then(|kind| kind.to_str().ok()).map(str::to_owned);
+    let status = response.status();
+    let body = whole(response).await?;
+    Err(failure(status.as_u16(), kind.as_deref(), &body))
 }
 
 /// The server's error out of a response that is no success.

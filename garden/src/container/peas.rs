@@ -19,7 +19,7 @@ use super::{Container, exits};
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
 use crate::error::Error;
-use crate::model::{DiskLimit, Handle, ImageRef, ProcessSpec};
+use crate::model::{BindMount, DiskLimit, Handle, ImageRef, ProcessSpec};
 use crate::runtime::shim::Shim;
 use crate::services::Services;
 use crate::{env, users};
@@ -41,6 +41,8 @@ pub(crate) struct PeaRoot {
     mount: Arc<OwnedFd>,
     volatile: bool,
     config: ImageConfig,
+    /// What an image plugin wants to be mounted in it.
+    binds: Vec<BindMount>,
 }
 
 /// What the launcher needs beside root filesystem and user.
@@ -110,12 +112,13 @@ impl parts::Rootfs for Pod {
         let privileged = self.container()?.privileged();
         let rootfs = self
             .services
-            .make_rootfs(id, &wanted.image, privileged, false, wanted.disk)
+            .make_rootfs(id, &wanted.image, privileged, wanted.disk)
             .await?;
         Ok(PeaRoot {
             mount: Arc::new(rootfs.mount),
             volatile: rootfs.volatile,
             config: rootfs.config,
+            binds: rootfs.binds,
         })
     }
 }
@@ -162,7 +165,9 @@ impl parts::Launcher for Pod {
             .make_group(&record.cgroup, &instance, &process, privileged)
             .await?;
         let mut passed = Passed::default();
-        let binds = launch::open_binds(&process.bind_mounts, &mut passed)?;
+        let mut binds = root.binds.clone();
+        binds.extend(process.bind_mounts.iter().cloned());
+        let binds = launch::open_binds(&binds, &mut passed)?;
         let mount = root
             .mount
             .try_clone()
@@ -215,7 +220,7 @@ impl parts::Launcher for Pod {
         };
         let _ = streams.set(made);
         if let Ok(mount) = Arc::try_unwrap(root.mount) {
-            self.services.hold_mount(&instance, root.volatile, mount);
+            (self.services.roots).hold(&instance, root.volatile, mount);
         }
         Ok(PeaProcess {
             pid,

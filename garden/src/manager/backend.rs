@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use garden_wire::Unpack;
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::mpsc;
 
 use super::Manager;
 use crate::api::{Backend, Filters, StreamIn, TarStream};
 use crate::container::Container;
 use crate::error::Error;
 use crate::model::{
-    Addresses, Capacity, ContainerInfo, ContainerSpec, Handle, Limits, Metrics, NetOutRule,
-    PortMapping, ProcessId, ProcessSpec, TeardownJob, TeardownStage, TeardownStatus,
+    Addresses, Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, Metrics,
+    NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage, TeardownJob,
+    TeardownStage, TeardownStatus,
 };
 use crate::process::Attachment;
 use crate::process::streams;
@@ -33,12 +35,16 @@ impl Backend for Manager {
     async fn capacity(&self) -> Result<Capacity, Error> {
         let store = self.services().options.store_dir.clone();
         let most = self.services().options.max_containers;
+        let roots = Arc::clone(&self.services().roots);
+        let told = self.services().plugins.run(move || roots.plugin_capacity());
+        let by_plugin = told.await?;
         let read = self.services().files.run(move || {
             let disk = rustix::fs::statvfs(&store)?;
             let memory = rustix::system::sysinfo();
             Ok::<_, rustix::io::Errno>(Capacity {
                 memory_bytes: memory.totalram.saturating_mul(u64::from(memory.mem_unit)),
-                disk_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
+                disk_bytes: by_plugin
+                    .unwrap_or_else(|| disk.f_blocks.saturating_mul(disk.f_frsize)),
                 schedulable_disk_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
                 max_containers: most.map_or(u64::MAX, |most| most as u64),
             })
@@ -225,6 +231,19 @@ impl Backend for Manager {
     async fn net_out(&self, handle: &Handle, _: Vec<NetOutRule>) -> Result<(), Error> {
         self.find(handle)?;
         Err(no_network())
+    }
+
+    async fn pull(
+        &self,
+        image: ImageRef,
+        progress: mpsc::Sender<PullProgress>,
+    ) -> Result<PulledImage, Error> {
+        let roots = Arc::clone(&self.services().roots);
+        let pulled = self
+            .services()
+            .images
+            .run(move || roots.pull(&image, &progress));
+        pulled.await?
     }
 
     async fn teardown(&self) -> Result<TeardownStatus, Error> {

@@ -155,7 +155,7 @@ async fn unmount(services: &Arc<Services>, target: &Target) -> Result<(), StageE
         let _ = container.shim.forget(&target.instance).await;
     }
     if services.options.teardown == TeardownMode::Inline
-        && let Some(mount) = services.release_mount(&target.instance)
+        && let Some(mount) = services.roots.release(&target.instance)
     {
         // As it was done of old: whoever waits for this pays the sync of the whole disk.
         on_own_thread("garden-unmount", move || drop(mount))
@@ -174,13 +174,11 @@ async fn trash(services: Arc<Services>, target: &Target) -> Result<(), StageErro
     let Some(id) = target.resources.rootfs.clone() else {
         return Ok(());
     };
-    let mounts = services.release_mount(&id).into_iter().collect();
-    let store = services.store.clone();
-    on_own_thread("garden-trash", move || store.destroy_holding(&id, mounts))
+    let roots = Arc::clone(&services.roots);
+    on_own_thread("garden-trash", move || roots.destroy(&id))
         .await
         .map_err(|error| StageError::new("cannot start a thread", error))?
-        .map(drop)
-        .map_err(|error| StageError::new("cannot move the root filesystem to the trash", error))
+        .map_err(|error| StageError::new("cannot take the root filesystem away", error))
 }
 
 async fn remove_cgroups(services: Arc<Services>, target: &Target) -> Result<(), StageError> {

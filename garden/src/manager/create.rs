@@ -14,7 +14,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use garden_rootfs::Rootfs;
 use garden_wire::{Kind, Role};
 use tokio::sync::mpsc;
 
@@ -28,8 +27,9 @@ use crate::container::{Container, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle, ImageRef, ProcessId};
+use crate::roots::Root;
 use crate::runtime::shim::{self, Event, Shim};
-use crate::services::{Services, lock, new_instance, not_enforced, now_ms};
+use crate::services::{Services, lock, new_instance, now_ms};
 
 /// The supervisor's name for the init.
 pub(super) const INIT: &str = "init";
@@ -145,13 +145,7 @@ impl Manager {
         let (rootfs, group, connected) = tokio::join!(
             stage(
                 "rootfs",
-                services.make_rootfs(
-                    &record.instance,
-                    image,
-                    privileged,
-                    false,
-                    record.spec.limits.disk
-                )
+                services.make_rootfs(&record.instance, image, privileged, record.spec.limits.disk)
             ),
             stage("cgroup", make_group(services, record)),
             stage("shim", spawn_shim(services, handle, &dir)),
@@ -159,7 +153,7 @@ impl Manager {
         let (shim, events) = connected?;
         let (rootfs, group) = (rootfs?, group?);
         record.image_env.clone_from(&rootfs.config.env);
-        if let Some(why) = not_enforced(&rootfs) {
+        if let Some(why) = &rootfs.not_enforced {
             record
                 .events
                 .push(format!("Disk limit is not enforced: {why}"));
@@ -198,15 +192,17 @@ impl Manager {
         handle: &Handle,
         record: &ContainerRecord,
         shim: &Shim,
-        rootfs: Rootfs,
+        rootfs: Root,
         group: Group,
     ) -> Result<u32, Error> {
         let services = self.services();
         let privileged = record.spec.privileged;
         let mut passed = Passed::default();
         let mut staged = Vec::new();
-        if !record.spec.bind_mounts.is_empty() {
-            let binds = record.spec.bind_mounts.clone();
+        // What an image plugin wants comes first, so that the user's own can cover it.
+        let mut binds = rootfs.binds;
+        binds.extend(record.spec.bind_mounts.iter().cloned());
+        if !binds.is_empty() {
             let opened = services.files.run(move || {
                 let mut passed = Passed::default();
                 let staged = launch::open_binds(&binds, &mut passed)?;
@@ -257,7 +253,8 @@ impl Manager {
             terminal: None,
         };
         let (pid, _) = launch::start(shim, order, passed).await?;
-        services.hold_mount(&record.instance, rootfs.volatile, rootfs.mount);
+        let roots = &services.roots;
+        roots.hold(&record.instance, rootfs.volatile, rootfs.mount);
         Ok(pid)
     }
 

@@ -122,7 +122,7 @@ impl Manager {
         let idle = tokio::time::timeout(patience, queue.wait_idle())
             .await
             .is_ok();
-        let store = self.services().store.clone();
+        let store = self.services().roots.store().clone();
         let emptied = self
             .services()
             .images
@@ -153,6 +153,8 @@ fn open_blocking(options: &Options) -> Result<(Depot, Cgroups, Store), Error> {
     let mut store = StoreOptions::new(&options.store_dir);
     store.unmount = options.unmount;
     store.without_quota = options.without_quota;
+    store.registry = options.registry.clone();
+    store.collect.clone_from(&options.collect);
     let store = Store::open(&store)?;
     Ok((depot, cgroups, store))
 }

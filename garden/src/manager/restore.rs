@@ -256,8 +256,10 @@ impl Manager {
             let queue = services.queue();
             let jobs = queue.snapshot().jobs;
             let busy: HashSet<&str> = jobs.iter().map(|job| job.container.as_str()).collect();
-            let owned = |id: &str| known.contains(id) || queue.has(id);
-            for id in services.store.retain(owned)? {
+            let store = services.roots.store();
+            // Those of `garden rootfs` are others'.
+            let owned = |id: &str| known.contains(id) || queue.has(id) || store.is_for_host(id);
+            for id in store.retain(owned)? {
                 tracing::info!(rootfs = id, "root filesystem without an owner");
             }
             for name in services.depot.gone_names()? {

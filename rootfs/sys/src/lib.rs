@@ -9,6 +9,7 @@
 //! Each wrapper names the first kernel that has its call.
 
 pub mod btrfs;
+pub mod fds;
 pub mod mount;
 pub mod priority;
 pub mod quota;

@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::process::Process;
 use crate::api::{Backend, Filters, StreamIn, TarStream};
 use crate::error::Error;
 use crate::model::{
-    Capacity, ContainerInfo, ContainerSpec, Handle, Limits, Metrics, NetOutRule, PortMapping,
-    ProcessId, ProcessInfo, ProcessSpec, Signal, TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, Metrics, NetOutRule,
+    PortMapping, ProcessId, ProcessInfo, ProcessSpec, PullProgress, PullStage, PulledImage, Signal,
+    TeardownStatus,
 };
 use crate::process::{Attachment, Control};
 
@@ -311,6 +312,35 @@ impl Backend for Fake {
         self.with(handle, |_| ())?;
         self.rules.lock().unwrap().extend(rules);
         Ok(())
+    }
+
+    async fn pull(
+        &self,
+        image: ImageRef,
+        progress: mpsc::Sender<PullProgress>,
+    ) -> Result<PulledImage, Error> {
+        if image.uri == "nothing" {
+            return Err(Error::Invalid("no such image".to_owned()));
+        }
+        let _ = progress.send(PullProgress::Layers { total: 2 }).await;
+        if image.uri == "broken" {
+            return Err(Error::Exhausted("the disk is full".to_owned()));
+        }
+        let event = |index, stage| PullProgress::Layer {
+            index,
+            digest: "sha256:00".to_owned(),
+            stage,
+            bytes: 7,
+            of: 7,
+        };
+        let _ = progress.send(event(1, PullStage::Cached)).await;
+        let _ = progress.send(event(0, PullStage::Done)).await;
+        Ok(PulledImage {
+            id: image.username.unwrap_or_default(),
+            source: image.uri,
+            layers: 2,
+            bytes: 14,
+        })
     }
 
     async fn teardown(&self) -> Result<TeardownStatus, Error> {

@@ -11,7 +11,7 @@ use crate::client::{Output, Wanted};
 use crate::error::Error;
 use crate::model::{
     ContainerSpec, Handle, ImageRef, Limits, NetOutRule, PortMapping, ProcessSpec, Protocol,
-    Signal, WindowSize,
+    PullProgress, Signal, WindowSize,
 };
 
 async fn server() -> (Harness, Handle) {
@@ -281,4 +281,27 @@ async fn files_travel_both_ways() {
     assert_eq!(text, "/some file");
     let mut broken = client.stream_out(&handle, "", "/broken").await.unwrap();
     assert!(broken.read_to_end(&mut Vec::new()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_pull_tells_how_far_it_is() {
+    let server = Harness::start();
+    let image = |uri: &str| ImageRef {
+        uri: uri.to_owned(),
+        username: Some("me".to_owned()),
+        password: Some("secret".to_owned()),
+    };
+    let mut told = Vec::new();
+    let pulled = (server.client()).pull(&image("docker:///x"), |event| told.push(event));
+    let pulled = soon(pulled).await.unwrap();
+    assert_eq!((pulled.id.as_str(), pulled.bytes), ("me", 14));
+    assert_eq!(told[0], PullProgress::Layers { total: 2 });
+    assert_eq!(told.len(), 3);
+    // Before the first word, and after it: the same errors.
+    let error = soon(server.client().pull(&image("nothing"), |_| {})).await;
+    assert!(matches!(error, Err(Error::Invalid(text)) if text == "no such image"));
+    let mut told = 0;
+    let error = soon(server.client().pull(&image("broken"), |_| told += 1)).await;
+    assert!(matches!(error, Err(Error::Exhausted(text)) if text == "the disk is full"));
+    assert_eq!(told, 1);
 }

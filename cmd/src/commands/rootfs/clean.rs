@@ -1,0 +1,44 @@
+//! `clean`: removes layers that no root filesystem uses.
+//!
+//! The threshold is GrootFS's: what all layers hold and what all limits promise, against a number.
+//! Without one everything unused goes. What came of it, and why not more, is in the log.
+
+use garden_rootfs::{CollectPolicy, Outcome, Store};
+
+use super::args::Parsed;
+use super::{Context, Failure, expect_args, print};
+
+/// Cleans.
+pub(super) fn run(context: &Context, flags: &Parsed) -> Result<(), Failure> {
+    expect_args::<0>(flags, "clean")?;
+    if !context.place.exists() {
+        let text = format!("no store found at {}", context.place.path().display());
+        return Err(Failure::harmless(text));
+    }
+    let store = context.place.open(&context.config)?;
+    let text = clean(&store, context.config.clean.threshold_bytes)?;
+    // Layers are out of the way; their files go with the rest of the trash.
+    super::maintain::leave_to_another(context, std::process::Stdio::null());
+    print(&format!("{text}\n")).map_err(|error| Failure::new(error.to_string()))
+}
+
+/// Moves what is unused to the trash, and says what came of it in GrootFS's words.
+pub(super) fn clean(store: &Store, threshold: i64) -> Result<&'static str, Failure> {
+    let policy = CollectPolicy {
+        threshold_bytes: u64::try_from(threshold).ok().filter(|bytes| *bytes > 0),
+        ..CollectPolicy::unused()
+    };
+    let report = store.collect(&policy)?;
+    tracing::info!(report = %report, "cleaned");
+    for problem in &report.problems {
+        tracing::error!(
+            object = problem.object,
+            text = problem.text,
+            "cannot be collected"
+        );
+    }
+    Ok(match report.outcome {
+        Outcome::NotNeeded | Outcome::TrashIsEnough => "threshold not reached: skipping clean",
+        _ => "clean completed",
+    })
+}
