@@ -1,6 +1,6 @@
 //! Root filesystems on the real kernel: what is seen inside, whose files they are, what is left.
 
-#![allow(clippy::unwrap_used, reason = "only for tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "only for tests")]
 
 mod support;
 

@@ -228,7 +228,8 @@ mod tests {
             return;
         };
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-        let targets: [(&str, &dyn Fn(&[u8])); 4] = [
+        type Target<'a> = (&'a str, &'a dyn Fn(&[u8]));
+        let targets: [Target<'_>; 4] = [
             ("tar_to_tree", &|bytes| ground.tar(bytes)),
             ("entries_to_tree", &|bytes| ground.entries(bytes)),
             ("documents", &documents),

@@ -201,5 +201,5 @@ fn credentials(flags: &Parsed) -> Option<Credentials> {
     let username = value("username", "GROOTFS_USERNAME");
     let password = value("password", "GROOTFS_PASSWORD");
     let given = !(username.is_empty() && password.is_empty());
-    given.then(|| Credentials { username, password })
+    given.then_some(Credentials { username, password })
 }

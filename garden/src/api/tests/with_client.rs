@@ -292,16 +292,18 @@ async fn a_pull_tells_how_far_it_is() {
         password: Some("secret".to_owned()),
     };
     let mut told = Vec::new();
-    let pulled = (server.client()).pull(&image("docker:///x"), |event| told.push(event));
+    let client = server.client();
+    let wanted = image("docker:///x");
+    let pulled = client.pull(&wanted, |event| told.push(event));
     let pulled = soon(pulled).await.unwrap();
     assert_eq!((pulled.id.as_str(), pulled.bytes), ("me", 14));
     assert_eq!(told[0], PullProgress::Layers { total: 2 });
     assert_eq!(told.len(), 3);
     // Before the first word, and after it: the same errors.
-    let error = soon(server.client().pull(&image("nothing"), |_| {})).await;
+    let error = soon(client.pull(&image("nothing"), |_| {})).await;
     assert!(matches!(error, Err(Error::Invalid(text)) if text == "no such image"));
     let mut told = 0;
-    let error = soon(server.client().pull(&image("broken"), |_| told += 1)).await;
+    let error = soon(client.pull(&image("broken"), |_| told += 1)).await;
     assert!(matches!(error, Err(Error::Exhausted(text)) if text == "the disk is full"));
     assert_eq!(told, 1);
 }
