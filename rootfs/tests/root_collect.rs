@@ -152,6 +152,38 @@ fn the_least_recently_used_go_first() {
 }
 
 #[test]
+fn promised_quotas_count_towards_the_threshold() {
+    let test = "promised_quotas_count_towards_the_threshold";
+    let Some(place) = Place::with_mounts(test) else {
+        return;
+    };
+    let one = image(&place, "one", 1);
+    let mut request = CreateRequest {
+        id: "limited",
+        image: &one,
+        mapping: Mapping::Host,
+        read_only: false,
+        limit: DiskLimit {
+            bytes: Some(1 << 20),
+            ..DiskLimit::default()
+        },
+    };
+    let limited = place.store().create(&request).unwrap();
+    request.id = "unlimited";
+    request.limit = DiskLimit::default();
+    let unlimited = place.store().create(&request).unwrap();
+    let threshold = CollectPolicy {
+        free: None,
+        threshold_bytes: Some(1 << 30),
+        ..CollectPolicy::default()
+    };
+    let report = place.store().collect(&threshold).unwrap();
+    // The limit is one of image and writes together.
+    assert_eq!(report.committed_bytes, 1 << 20);
+    drop((limited, unlimited));
+}
+
+#[test]
 fn images_that_share_everything_go_together_or_not_at_all() {
     let Some(mut place) = Place::new("images_that_share_everything_go_together_or_not_at_all")
     else {

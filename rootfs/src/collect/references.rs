@@ -150,9 +150,10 @@ pub(super) fn committed(store: &Store) -> Result<u64> {
     Ok(layers.saturating_add(promised))
 }
 
-/// Bytes that a root filesystem may still write, whatever it has written.
-fn promised(_rootfs: &RootfsInfo) -> u64 {
-    0
+/// Bytes that a root filesystem may write, whatever it has written; nothing for one without a
+/// limit, as GrootFS has it.
+fn promised(rootfs: &RootfsInfo) -> u64 {
+    rootfs.limit.bytes.unwrap_or(0)
 }
 
 fn contains(bytes: &[u8], text: &[u8]) -> bool {
