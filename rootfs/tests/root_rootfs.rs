@@ -524,6 +524,39 @@ fn again_without_volatile() {
 }
 
 #[test]
+fn a_newer_kernel_uses_what_it_has() {
+    let Some(place) = Place::with_mounts("a_newer_kernel_uses_what_it_has") else {
+        return;
+    };
+    if std::env::var_os(support::PRETEND).is_some() {
+        return;
+    }
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release.split(['.', '-', '+']).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        panic!("{release}");
+    };
+    let since = |version| (major, minor) >= version;
+    let host = place.store().capabilities();
+    assert!(
+        host.openat2 && host.overlay && host.volatile.is_some(),
+        "{host:?}"
+    );
+    assert_eq!(host.mount_attributes, since((5, 12)), "{host:?}");
+    // Distributions take features back into older kernels, never out of newer ones.
+    assert!(host.layers_one_by_one || !since((6, 8)), "{host:?}");
+    assert!(host.layers_as_descriptors || !since((6, 13)), "{host:?}");
+    assert!(host.detached_layers || !since((6, 15)), "{host:?}");
+    // With file systems whose mounts map owners.
+    use garden_rootfs::FileSystem::{Btrfs, Ext4, Xfs};
+    let maps = matches!(host.file_system, Btrfs | Ext4 | Xfs);
+    assert!(host.mapped_owners || !(since((5, 19)) && maps), "{host:?}");
+}
+
+#[test]
 fn a_store_may_have_any_name() {
     let Some(place) = Place::with_mounts("a_store_may_have_any_name") else {
         return;

@@ -68,12 +68,14 @@ impl Detached {
     /// Mounts, once, what a root filesystem would be mounted from.
     pub(super) fn probe(&self, namespace: Option<BorrowedFd<'_>>) -> Result<(), Failed> {
         let step = Failed::at("look at a directory of the store");
-        let view = |directory: &OwnedFd| {
+        // The views live until the overlay is there: see `view`.
+        let look = |directory: &OwnedFd| {
             let view = view(directory, namespace).map_err(&step)?;
-            dirs::directory(&view, ".").map_err(|error| step(error.into()))
+            let root = dirs::directory(&view, ".").map_err(|error| step(error.into()))?;
+            Ok((view, root))
         };
-        let (one, two) = (view(&self.dirs.tmp)?, view(&self.dirs.images)?);
-        mount([one.as_fd(), two.as_fd()].into_iter(), None, true).map(drop)
+        let (one, two) = (look(&self.dirs.tmp)?, look(&self.dirs.images)?);
+        mount([one.1.as_fd(), two.1.as_fd()].into_iter(), None, true).map(drop)
     }
 
     fn view(
@@ -142,7 +144,7 @@ fn mount<'fd>(
 
 /// A view of a directory, with the owners that a user namespace gives them: a detached clone of
 /// its mount through which nothing can be written, gained or opened as a device. What is opened in
-/// it may be given to overlays as long as it is open.
+/// it may be given to overlays as long as the view itself is open.
 ///
 /// The clone's own descriptor is an `O_PATH` one, which the kernel does not take as a layer; those
 /// of the directories in it are.
