@@ -201,7 +201,7 @@ fn fill(rootfs: &Rootfs, name: &str, bytes: u64) -> Result<(), Errno> {
 
 fn can_mount(store: &Store) -> bool {
     let host = store.capabilities();
-    host.layers_as_descriptors && host.volatile.is_some()
+    host.overlay && host.volatile.is_some()
 }
 
 /// Runs a check on every file system there is.
@@ -215,7 +215,7 @@ fn on_each_disk(test: &str, check: impl Fn(&mut Disk)) {
             println!("{test} on {}", disk.name);
             check(&mut disk);
         } else {
-            println!("SKIPPED {test}: this kernel cannot mount layers by descriptor");
+            println!("SKIPPED {test}: this kernel has no volatile overlays");
         }
     };
     if let Ok(mode) = std::env::var(INSIDE) {

@@ -33,7 +33,8 @@ impl Store {
                 let inodes = counted.inodes.unwrap_or(walked);
                 (counted.bytes, inodes, Measured::Kernel)
             }
-            None if info.read_only => (
+            // Nothing can be written, or it is not the store's.
+            None if info.read_only || info.directory.is_some() => (
                 0,
                 0,
                 Measured::Walk {

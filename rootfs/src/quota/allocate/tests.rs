@@ -81,7 +81,7 @@ impl World {
 
     fn step(&mut self, other: Other, byte: u8) -> Other {
         // Killed, with everything left as it is.
-        if byte > 250 {
+        if byte > 210 {
             return Other::Idle;
         }
         match other {
@@ -233,9 +233,13 @@ proptest! {
         }
         prop_assert!(world.borrow().limits.is_empty());
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn ids_stay_close_together(live in 0..400_usize, seed in any::<u64>()) {
+    fn ids_stay_close_together(live in 0..200_usize, seed in any::<u64>()) {
         let world = RefCell::new(World::default());
         let mut state = seed;
         let mut random = || {
@@ -270,4 +274,19 @@ fn a_full_range_is_an_answer() {
             world.borrow_mut().dirs.remove(&tree);
         }
     }
+}
+
+#[test]
+fn an_unlucky_try_does_not_lift_the_limits_of_the_owner() {
+    let world = RefCell::new(World::default());
+    let owner = world.borrow_mut().make();
+    let unlucky = world.borrow_mut().make();
+    assert!(claim_one(&world, &owner, 100).unwrap());
+    world.borrow_mut().own(owner);
+    // Killed before it looked again.
+    world.carry(&unlucky, 100).unwrap();
+    remove(&world, unlucky);
+    assert_eq!(world.borrow().limits.get(&100), Some(&owner));
+    remove(&world, owner);
+    assert!(world.borrow().limits.is_empty());
 }
