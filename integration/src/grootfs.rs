@@ -120,6 +120,13 @@ impl Grootfs {
     }
 }
 
+/// A store that was made, and an image.
+pub fn ready(world: &World, flags: &[&str]) -> Result<(Grootfs, String)> {
+    let groot = world.grootfs()?;
+    groot.init(flags)?;
+    Ok((groot, world.images()?.tar("app")?))
+}
+
 /// Whether something is mounted there.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
