@@ -11,12 +11,12 @@
 //! PROGRAM EXTRA… capacity                                      → {"capacity":N}
 //! ```
 //!
-//! - [`call`]: running the program, with what it says on both outputs.
-//! - [`fragment`]: what `create` answers, and the mount that is made of it.
-//! - [`layout`](mod@layout): an image scheme that plugins do not know, in one that they do.
-//! - [`overlay`]: the mount of an option string.
-//! - [`relog`]: its log lines, handed on to ours.
-//! - [`pair`]: the two plugins of a server, one for each kind of container.
+//! - `call`: running the program, with what it says on both outputs.
+//! - `fragment`: what `create` answers, and the mount that is made of it.
+//! - `layout`: an image scheme that plugins do not know, in one that they do.
+//! - `overlay`: the mount of an option string.
+//! - `relog`: its log lines, handed on to ours.
+//! - `pair`: the two plugins of a server, one for each kind of container.
 //!
 //! Used by the server of containers instead of a [`crate::Store`]. Every call blocks for as long as
 //! the program runs. Nothing here logs arguments, which may hold a password, and nothing unmounts
