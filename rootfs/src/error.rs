@@ -205,6 +205,12 @@ pub enum Rule {
          names of more than {0} bytes"
     )]
     Remembered(u64),
+    /// An extended attribute that no file system takes: its name, and the bytes of its value.
+    #[error("its extended attribute {0:?} of {1} bytes is too long")]
+    Attribute(String, usize),
+    /// More extended attributes than can be listed.
+    #[error("the names of its extended attributes must not have more than {0} bytes")]
+    Attributes(usize),
     /// A header that says something impossible.
     #[error("its header is wrong: {0}")]
     Header(String),

@@ -474,6 +474,35 @@ fn numbers_and_names_have_one_reading() {
     }
 }
 
+#[test]
+fn attributes_have_their_limits() {
+    let Some(place) = Place::new("attributes_have_their_limits") else {
+        return;
+    };
+    let long = vec![b'x'; 65_537];
+    let records = [("SCHILY.xattr.user.a", &long[..])];
+    let tar = Tar::default().pax(&records).file("f", "").done();
+    let (entry, rule) = refused(&place, &tar);
+    assert_eq!(entry.as_deref(), Some("f"));
+    assert!(matches!(rule, Rule::Attribute(_, 65_537)), "{rule:?}");
+    let names: Vec<_> = (0..300)
+        .map(|n| format!("SCHILY.xattr.user.{n:0240}"))
+        .collect();
+    let records: Vec<_> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+    let tar = Tar::default().pax(&records).file("f", "").done();
+    assert!(matches!(refused(&place, &tar).1, Rule::Attributes(_)));
+    // Of several values of one name, the last counts.
+    let records = [
+        ("SCHILY.xattr.user.a", &b"2"[..]),
+        ("SCHILY.xattr.user.a", b"1"),
+    ];
+    let tar = Tar::default().pax(&records).file("f", "").done();
+    let image = place.import("a.tar", &tar).unwrap();
+    let file = File::open(place.only_tree(&image).join("f")).unwrap();
+    let value = garden_sys::xattr::get(&file, "user.a").unwrap();
+    assert_eq!(value.as_deref(), Some(&b"1"[..]));
+}
+
 /// XFS keeps targets of 1023 bytes, Linux ways of 4095.
 #[test]
 fn long_targets_are_kept_or_named() {

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 
 use garden_sys::xattr;
 use rustix::fs::{Gid, Mode, Stat, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{Doing, Fault};
@@ -63,6 +64,12 @@ pub(crate) fn allowed(name: &str, value: &[u8]) -> Option<Vec<u8>> {
     let plain = name.starts_with("user.") && name.len() > 5 && !name.starts_with("user.overlay.");
     (plain && name.len() <= 255).then(|| value.to_vec())
 }
+
+/// How the kernel refuses an attribute that no file system takes.
+const TOO_LONG: [Option<i32>; 2] = [
+    Some(Errno::TOOBIG.raw_os_error()),
+    Some(Errno::RANGE.raw_os_error()),
+];
 
 const CAPABILITY: &str = "security.capability";
 
@@ -128,6 +135,10 @@ impl Attributes {
             .retain(|(name, value)| match xattr::set(fd, name, value) {
                 Ok(()) => true,
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => false,
+                Err(error) if TOO_LONG.contains(&error.raw_os_error()) => {
+                    failure.get_or_insert(Rule::Attribute(name.clone(), value.len()).into());
+                    true
+                }
                 Err(error) => {
                     let length = value.len();
                     let step = format!("set the extended attribute {name:?} of {length} bytes");

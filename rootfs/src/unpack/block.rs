@@ -21,15 +21,16 @@ impl Block<'_> {
 
     /// Whether its checksum is right. Some old archivers summed up signed bytes.
     pub(super) fn is_whole(&self) -> bool {
-        let field = 148..156;
-        let (mut plain, mut signed) = (0, 0);
-        for (at, byte) in self.0.iter().enumerate() {
-            let byte = if field.contains(&at) { b' ' } else { *byte };
-            plain += i64::from(byte);
-            signed += i64::from(byte.cast_signed());
-        }
-        let claimed = number(&self.0[field]);
-        claimed.is_ok_and(|claimed| claimed == plain || claimed == signed)
+        // The field itself counts as spaces.
+        let sum = |of: fn(&u8) -> i32| {
+            let all: i32 = self.0.iter().map(of).sum();
+            let field: i32 = self.0[148..156].iter().map(of).sum();
+            i64::from(all - field + 8 * i32::from(b' '))
+        };
+        number(&self.0[148..156]).is_ok_and(|claimed| {
+            claimed == sum(|byte| i32::from(*byte))
+                || claimed == sum(|byte| i32::from(byte.cast_signed()))
+        })
     }
 
     /// What follows: see [`super::header`].
@@ -173,5 +174,20 @@ mod tests {
             assert_eq!(number(bad), Err(()), "{}", bad.escape_ascii());
         }
         assert!(positive(&[0xff; 12], "size").is_err());
+    }
+
+    #[test]
+    fn checksums_are_of_plain_or_signed_bytes() {
+        let mut block = [0xe4; BLOCK];
+        let whole = |block: &mut [u8; BLOCK], sum: i64| {
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            Block(block).is_whole()
+        };
+        let spaces = 8 * 32;
+        assert!(whole(&mut block, 504 * 0xe4 + spaces));
+        assert!(!whole(&mut block, 504 * 0xe4 + spaces + 1));
+        block.fill(0x7f);
+        block[0] = 0xff;
+        assert!(whole(&mut block, 503 * 0x7f - 1 + spaces));
     }
 }

@@ -5,6 +5,11 @@
 //! which keeps everything beneath one directory descriptor. What comes out depends on the input
 //! alone: never on lower layers, on the order of whiteouts, or on the clock.
 //!
+//! There is no sandbox around it. Landlock would cost nothing that can be measured, but what it can
+//! forbid (to make, write, link or remove outside a directory) cannot happen by descriptors that
+//! were opened beneath it, what else could (owner, mode, time, attributes) it does not know, and
+//! the thread that unpacks also publishes, and tells a caller's function how far it is.
+//!
 //! Nothing here trusts a name, a size, an owner or an attribute; what breaks a rule is an error
 //! that names the entry, and the half-made tree is thrown away by the caller.
 

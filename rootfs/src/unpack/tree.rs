@@ -78,6 +78,9 @@ pub(crate) struct Content<'a> {
     pub(crate) sparse: bool,
 }
 
+/// The names of extended attributes of one object that Linux can list, in bytes (xattr(7)).
+const NAMES_OF_XATTRS: usize = 64 * 1024;
+
 pub(super) const LISTING: &str = "write the listing of the layer";
 
 impl<'a> Tree<'a> {
@@ -166,9 +169,11 @@ impl<'a> Tree<'a> {
         kept.reverse();
         kept.sort_by(|one, other| one.0.cmp(&other.0));
         kept.dedup_by(|later, first| later.0 == first.0);
-        for (name, _) in &kept {
-            self.named(name.len())?;
+        let names = kept.iter().map(|(name, _)| name.len() + 1).sum();
+        if names > NAMES_OF_XATTRS {
+            return Err(Rule::Attributes(NAMES_OF_XATTRS).into());
         }
+        self.named(names)?;
         given.xattrs = kept;
         Ok(given)
     }
