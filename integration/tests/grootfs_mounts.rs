@@ -80,8 +80,13 @@ fn a_store_of_a_size_is_never_formatted_twice() {
         wait_until("the store can be unmounted", DEADLINE, || {
             Ok(unmount()?.success())
         })?;
-        // A damaged store stays for whoever can repair it.
         let backing = format!("{}.backing-store", groot.store_text());
+        // A container that starts elsewhere has a copy of the mount for a moment: the file system
+        // ends, and writes its last block, only after that.
+        wait_until("the backing file is let go", DEADLINE, || {
+            Ok(!is_behind_a_loop(&backing)?)
+        })?;
+        // A damaged store stays for whoever can repair it.
         let mut file = fs::OpenOptions::new().write(true).open(&backing)?;
         std::io::Write::write_all(&mut file, &[0xAA; 4096])?;
         drop(file);
@@ -97,6 +102,16 @@ fn a_store_of_a_size_is_never_formatted_twice() {
         );
         Ok(())
     });
+}
+
+fn is_behind_a_loop(backing: &str) -> Result<bool> {
+    for device in fs::read_dir("/sys/block")? {
+        let file = device?.path().join("loop/backing_file");
+        if fs::read_to_string(file).is_ok_and(|text| text.trim_end() == backing) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The bundle that Guardian would make of a fragment, as far as it matters here.

@@ -228,6 +228,10 @@ mod tests {
             return;
         };
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+        if !Path::new(env!("CARGO_MANIFEST_DIR")).exists() {
+            println!("SKIPPED root_seeds_are_replayed: the sources are on another machine");
+            return;
+        }
         type Target<'a> = (&'a str, &'a dyn Fn(&[u8]));
         let targets: [Target<'_>; 4] = [
             ("tar_to_tree", &|bytes| ground.tar(bytes)),
