@@ -20,7 +20,7 @@ use crate::dirs;
 use crate::error::{Error, Result, Step};
 use crate::image::{Image, ImageConfig};
 use crate::layers::TREE;
-use crate::mount::{Failed, MOST_LAYERS, Mounter, Overlay};
+use crate::mount::{Failed, MOST_LAYERS, Mounter, Overlay, Stack};
 use crate::quota::AppliedLimit;
 use crate::remove;
 use crate::rootfs::{Mapping, Rootfs, check_id};
@@ -129,18 +129,22 @@ impl Store {
         upper: &OwnedFd,
         read_only: bool,
     ) -> Result<(OwnedFd, bool)> {
-        let (layers, shown) = self.layers_shown(image, mapping)?;
+        let stack = self
+            .inner
+            .stacks
+            .get(&self.inner.dirs.layers, image, mapping, || {
+                self.layers_shown(image, mapping)
+            })?;
         let work = match read_only {
             true => None,
             false => Some(staged.subdirectory("work", Mode::RWXU)?),
         };
-        let base = match layers.is_empty() {
+        let base = match stack.layers.is_empty() {
             true => Some(staged.subdirectory("base", Mode::RWXU)?),
             false => None,
         };
         let overlay = Overlay {
-            layers: &layers,
-            mapping: shown,
+            stack: &stack,
             staged: staged.name(),
             upper: AsFd::as_fd(upper),
             work: work.as_ref().map(AsFd::as_fd),
@@ -179,18 +183,13 @@ impl Store {
         (self.inner.mounter).get_or_init(|| Mounter::new(&self.inner.dirs, detached))
     }
 
-    /// The trees of an image's layers, the topmost first, and the mapping of the mount that shows
-    /// them.
-    fn layers_shown<'a>(
-        &self,
-        image: &Image,
-        mapping: &'a Mapping,
-    ) -> Result<(Vec<String>, &'a Mapping)> {
+    /// The trees of an image's layers, and the mapping of the mount that shows them.
+    fn layers_shown(&self, image: &Image, mapping: &Mapping) -> Result<Stack> {
         let from_top = image.layers.iter().rev().map(|layer| &*layer.key);
         match mapping {
             Mapping::Mapped { uid, gid } if !self.capabilities().mapped_owners => {
                 let shifted = from_top.map(|key| shifted::tree(self, key, (uid, gid)));
-                Ok((shifted.collect::<Result<_>>()?, &Mapping::Host))
+                Ok(Stack::new(shifted.collect::<Result<_>>()?, Mapping::Host))
             }
             _ => {
                 let tree = |key: &str| {
@@ -200,7 +199,8 @@ impl Store {
                     Err(Errno::NOENT)
                         .step(|| format!("open the layer {key:?}: import its image again"))
                 };
-                Ok((from_top.map(tree).collect::<Result<_>>()?, mapping))
+                let layers = from_top.map(tree).collect::<Result<_>>()?;
+                Ok(Stack::new(layers, mapping.clone()))
             }
         }
     }
@@ -267,8 +267,7 @@ impl Store {
             ["upper", "work", "base"].map(|name| staged.subdirectory(name, Mode::RWXU));
         let (upper, work, base) = (upper?, work?, base?);
         let overlay = Overlay {
-            layers: &[],
-            mapping: &Mapping::Host,
+            stack: &Stack::new(Vec::new(), Mapping::Host),
             staged: staged.name(),
             upper: AsFd::as_fd(&upper),
             work: Some(AsFd::as_fd(&work)),

@@ -51,12 +51,15 @@ impl Detached {
         overlay: &Overlay<'_>,
         namespace: impl Fn() -> Result<Option<Arc<OwnedFd>>, Failed>,
     ) -> Result<OwnedFd, Failed> {
-        let view = self.view(overlay.mapping, namespace)?;
-        let mut trees = Vec::with_capacity(overlay.layers.len());
-        for path in overlay.layers {
-            let tree = rustix::fs::openat(&*view, path, dirs::DIRECTORY, Mode::empty());
-            trees.push(tree.map_err(Failed::at("open a layer (import its image again)"))?);
-        }
+        let stack = overlay.stack;
+        let trees = match stack.trees.get() {
+            Some(trees) => trees,
+            None => {
+                let view = self.view(&stack.mapping, namespace)?;
+                let trees = open_all(&view, &stack.layers)?;
+                stack.trees.get_or_init(|| trees)
+            }
+        };
         let top = overlay.work.is_none().then_some(overlay.upper);
         let lower = (top.into_iter())
             .chain(trees.iter().map(AsFd::as_fd))
@@ -93,6 +96,12 @@ impl Detached {
         let kept = (all.entry(mapping.clone())).or_insert_with(|| Arc::new(view));
         Ok(Arc::clone(kept))
     }
+}
+
+fn open_all(view: &OwnedFd, layers: &[String]) -> Result<Vec<OwnedFd>, Failed> {
+    let open = |path| rustix::fs::openat(view, path, dirs::DIRECTORY, Mode::empty());
+    let opened: Result<_, _> = layers.iter().map(open).collect();
+    opened.map_err(Failed::at("open a layer (import its image again)"))
 }
 
 /// Builds an overlay from the topmost directory down. A failed step leaves nothing behind.

@@ -15,6 +15,7 @@ mod detached;
 mod options;
 mod pool;
 mod space;
+mod stack;
 
 use std::collections::HashMap;
 use std::io;
@@ -31,6 +32,7 @@ use crate::dirs::Dirs;
 use crate::rootfs::Mapping;
 use detached::Detached;
 use pool::Pool;
+pub(crate) use stack::{Stack, Stacks};
 
 /// The most directories that the kernel stacks read-only (`OVL_MAX_STACK`).
 pub(crate) const MOST_LAYERS: usize = 500;
@@ -38,10 +40,8 @@ pub(crate) const MOST_LAYERS: usize = 500;
 /// What an overlay is made of.
 #[derive(Clone, Copy)]
 pub(crate) struct Overlay<'a> {
-    /// Trees of layers, as paths in the directory of all layers; the topmost first.
-    pub(crate) layers: &'a [String],
-    /// Whose ids their files get.
-    pub(crate) mapping: &'a Mapping,
+    /// The layers, and whose ids their files get.
+    pub(crate) stack: &'a Stack,
     /// The name of a staging directory with what follows.
     pub(crate) staged: &'a str,
     /// Its directory `upper`: what is written to, or only looked at.
@@ -111,7 +111,7 @@ impl Mounter {
 
     /// Mounts an overlay. A failed step leaves nothing behind.
     pub(crate) fn overlay(&self, overlay: &Overlay<'_>) -> Result<OwnedFd, Failed> {
-        let namespace = || self.namespace(overlay.mapping);
+        let namespace = || self.namespace(&overlay.stack.mapping);
         match &self.detached {
             Some(detached) => detached.overlay(overlay, namespace),
             None => {

@@ -57,8 +57,8 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(overlay: &Overlay<'_>, namespace: Option<Arc<OwnedFd>>) -> Self {
         Self {
-            layers: overlay.layers.to_vec(),
-            mapping: overlay.mapping.clone(),
+            layers: overlay.stack.layers.clone(),
+            mapping: overlay.stack.mapping.clone(),
             namespace,
             staged: overlay.staged.to_owned(),
             writable: overlay.work.is_some(),
@@ -70,7 +70,7 @@ impl Plan {
 }
 
 /// A directory of links, and what it leads to.
-struct Stack {
+struct Links {
     mapping: Mapping,
     layers: Vec<String>,
     path: String,
@@ -83,7 +83,7 @@ pub(super) struct Space {
     /// Paths of the layers by mapping.
     views: HashMap<Mapping, String>,
     /// The one that was used last comes first.
-    stacks: VecDeque<Stack>,
+    stacks: VecDeque<Links>,
     next: u64,
 }
 
@@ -240,7 +240,7 @@ impl Space {
 
     /// The directory of links to the layers of a plan; made once, and kept for a while.
     fn stack(&mut self, plan: &Plan) -> Result<String, Failed> {
-        let same = |stack: &Stack| stack.layers == plan.layers && stack.mapping == plan.mapping;
+        let same = |stack: &Links| stack.layers == plan.layers && stack.mapping == plan.mapping;
         if let Some(at) = self.stacks.iter().position(same)
             && let Some(stack) = self.stacks.remove(at)
         {
@@ -256,7 +256,7 @@ impl Space {
             let link = format!("{path}/{}", options::short_name(number));
             std::os::unix::fs::symlink(format!("{view}/{layer}"), link).map_err(&step)?;
         }
-        self.stacks.push_front(Stack {
+        self.stacks.push_front(Links {
             mapping: plan.mapping.clone(),
             layers: plan.layers.clone(),
             path: path.clone(),

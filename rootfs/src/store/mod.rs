@@ -39,7 +39,7 @@ use crate::flight::Flights;
 use crate::image::Layer;
 use crate::import;
 use crate::layers::Layers;
-use crate::mount::Mounter;
+use crate::mount::{Mounter, Stacks};
 use crate::mounting::Sentinel;
 use crate::quota::{self, Quota, WithoutQuota};
 use crate::registry::{Client, RegistryPolicy};
@@ -151,6 +151,8 @@ pub(crate) struct Inner {
     pub(crate) pretend: Pretend,
     /// Made when the first mount is.
     pub(crate) mounter: OnceLock<Mounter>,
+    /// Layers that were mounted lately.
+    pub(crate) stacks: Stacks,
     pub(crate) sentinel: Sentinel,
 }
 
@@ -191,6 +193,7 @@ impl Store {
             recent: Recent::default(),
             pretend: options.pretend,
             mounter: OnceLock::new(),
+            stacks: Stacks::default(),
             sentinel: Sentinel::default(),
         });
         let mut store = Self {
