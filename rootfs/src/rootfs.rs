@@ -157,6 +157,7 @@ impl Store {
         let (image, mapping) = (request.image, &request.mapping);
         let (mount, volatile) =
             self.mount_image(id, image, mapping, &staged, &upper, request.read_only)?;
+        quota.finish(staged.directory(), &limit)?;
         self.publish_rootfs(staged, id)?;
         Ok(Rootfs {
             id: id.to_owned(),

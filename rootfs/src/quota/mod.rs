@@ -11,7 +11,6 @@
 mod account;
 mod allocate;
 mod btrfs;
-mod device;
 mod limit;
 mod measure;
 mod missing;
@@ -42,6 +41,10 @@ use project::Projects;
 
 /// Where project ids come from when nobody says: far above what people give by hand.
 pub(crate) const PROJECT_IDS: Range<u32> = 1 << 30..1 << 31;
+
+/// What making a root filesystem may take on btrfs beyond its limit: until it commits, it reserves
+/// many times of what little is written.
+const MAKING: u64 = 64 << 20;
 
 /// `f_type` of statfs(2).
 const XFS: i64 = 0x5846_5342;
@@ -180,7 +183,9 @@ impl Quota {
                 Ok(false) => Err(io::Error::other("no project id is free")),
                 other => other.map(drop),
             },
-            Backend::Btrfs => limit.bytes.map_or(Ok(()), |bytes| btrfs::limit(top, bytes)),
+            Backend::Btrfs => (limit.bytes).map_or(Ok(()), |bytes| {
+                btrfs::limit(top, bytes.saturating_add(MAKING))
+            }),
             Backend::None(_) => Ok(()),
         };
         let Err(error) = done else {
@@ -198,6 +203,20 @@ impl Quota {
             },
         };
         Ok(AppliedLimit { enforced, ..limit })
+    }
+
+    /// Brings the limit of a root filesystem to what it is to be, when it is made.
+    pub(crate) fn finish(&self, top: &OwnedFd, limit: &AppliedLimit) -> Result<()> {
+        let held = matches!(
+            limit.enforced,
+            Enforced::Kernel | Enforced::BytesOnly { .. }
+        );
+        match (self.backend(), limit.bytes) {
+            (Backend::Btrfs, Some(bytes)) if held => {
+                btrfs::limit(top, bytes).step(|| "limit the root filesystem".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the kernel counts for a root filesystem; `None` when it does not.
@@ -260,24 +279,28 @@ impl Quota {
 }
 
 impl WhenGone for Arc<Quota> {
-    fn remove(&self, trash: &OwnedFd, name: &str, tree: &OwnedFd) -> io::Result<bool> {
+    fn remove(&self, name: &str, tree: &OwnedFd) -> bool {
         match self.backend() {
-            Backend::Projects(_) => Ok(false),
+            Backend::Projects(_) => false,
             // Also where quota was switched off meanwhile.
-            _ => Ok(btrfs::remove(trash, name, tree)),
+            _ => btrfs::remove(&self.dirs.trash, name, tree),
         }
     }
 
     /// Limits are lifted when the tree is empty, by what is the last to go: until then, nobody else
     /// can have got the id.
-    fn gone(&self, tree: &OwnedFd, _: Option<&[u8]>) -> io::Result<()> {
-        if let Backend::Projects(projects) = self.backend() {
-            // The record is written right after the claim, and is the last in the tree.
-            let was_filled = dirs::exists(tree, RECORD);
-            // Limits that cannot be lifted are no reason to keep the tree.
-            if let Err(error) = projects.release(tree, was_filled) {
-                tracing::warn!(%error, "a project keeps its limits");
+    fn gone(&self, name: &str, tree: &OwnedFd, _: Option<&[u8]>) -> io::Result<()> {
+        match self.backend() {
+            Backend::Projects(projects) => {
+                // The record is written right after the claim, and is the last in the tree.
+                let was_filled = dirs::exists(tree, RECORD);
+                // Limits that cannot be lifted are no reason to keep the tree.
+                if let Err(error) = projects.release(tree, was_filled) {
+                    tracing::warn!(%error, "a project keeps its limits");
+                }
             }
+            // What was in its way is gone.
+            _ => drop(btrfs::remove(&self.dirs.trash, name, tree)),
         }
         Ok(())
     }

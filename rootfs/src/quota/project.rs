@@ -16,7 +16,6 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::allocate::{self, Ledger};
-use super::device;
 use super::limit::AppliedLimit;
 use super::missing::NotCounted;
 use crate::dirs::{self, Dirs};
@@ -47,7 +46,7 @@ impl Projects {
         let status = match quota::projects(projects.at()) {
             Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => {
                 // No such call, or no quota: the older call tells.
-                projects.device = device::of(&dirs.tmp);
+                projects.device = quota::device(&dirs.tmp);
                 if projects.device.is_none() {
                     return Err(NotCounted::NoDevice);
                 }
@@ -225,7 +224,7 @@ mod tests {
             assert!(projects.enforced);
             let by_path = Projects {
                 dirs: Arc::clone(&dirs),
-                device: Some(device::of(&dirs.tmp).unwrap()),
+                device: Some(quota::device(&dirs.tmp).unwrap()),
                 range: PROJECT_IDS,
                 enforced: true,
             };

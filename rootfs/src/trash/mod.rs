@@ -64,14 +64,14 @@ pub struct TrashFailure {
 pub(crate) trait WhenGone: fmt::Debug + Send + Sync {
     /// Removes `trash/name`, which is `tree`, whole, where there is a quicker way than object by
     /// object; `false` where there is not.
-    fn remove(&self, _trash: &OwnedFd, _name: &str, _tree: &OwnedFd) -> io::Result<bool> {
-        Ok(false)
+    fn remove(&self, _name: &str, _tree: &OwnedFd) -> bool {
+        false
     }
 
-    /// The end of a tree in which nothing is left but, if it had any, its `record.json`, whose bytes
-    /// these are. After a crash perhaps called twice for the same tree. An error leaves it where it
-    /// is, and is tried again.
-    fn gone(&self, tree: &OwnedFd, record: Option<&[u8]>) -> io::Result<()>;
+    /// The end of `trash/name`, in which nothing is left but, if it had any, its `record.json`, whose
+    /// bytes these are. May remove it. After a crash perhaps called twice for the same tree. An
+    /// error leaves it where it is, and is tried again.
+    fn gone(&self, name: &str, tree: &OwnedFd, record: Option<&[u8]>) -> io::Result<()>;
 }
 
 /// What goes with a tree into the trash.

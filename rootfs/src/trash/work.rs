@@ -137,7 +137,7 @@ impl Trash {
             .and_then(|tree| dirs::read(tree, RECORD).ok()?);
         let work = self.when_gone.get();
         if let (Some(tree), Some(work)) = (&tree, work)
-            && work.remove(&self.dirs.trash, &item.name, tree)?
+            && work.remove(&item.name, tree)
         {
             item.with.held.clear();
             progress.moved();
@@ -147,7 +147,7 @@ impl Trash {
         item.with.held.clear();
         progress.moved();
         if let (Some(tree), Some(work)) = (tree, work) {
-            work.gone(&tree, record.as_deref())?;
+            work.gone(&item.name, &tree, record.as_deref())?;
         }
         remove::tree(&self.dirs.trash, name, &pacer)
     }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     impl WhenGone for Work {
-        fn gone(&self, _: &OwnedFd, record: Option<&[u8]>) -> io::Result<()> {
+        fn gone(&self, _: &str, _: &OwnedFd, record: Option<&[u8]>) -> io::Result<()> {
             let Some(record) = record else {
                 return Ok(());
             };

@@ -3,7 +3,7 @@
 //! Called by the root filesystem backend. A qgroup `0/ID` belongs to each subvolume while quota is
 //! enabled on the file system; its numbers are items in the quota tree, which are brought up to
 //! date by each commit (every 30 s, if nobody asks earlier). All of it needs `CAP_SYS_ADMIN` in
-//! the initial user namespace. Making and removing a subvolume waits for a commit.
+//! the initial user namespace. Old kernels commit when they make a subvolume.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

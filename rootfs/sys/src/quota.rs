@@ -5,10 +5,13 @@
 //! `quotactl(2)`, which both file systems understand. Everything needs `CAP_SYS_ADMIN` in the
 //! initial user namespace. Nothing here walks or waits for a disk longer than one block's read.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
 use rustix::ioctl::{Getter, Opcode, Setter, opcode};
 
 /// `struct fsxattr` of `<linux/fs.h>`.
@@ -225,6 +228,27 @@ pub fn set_limits(at: FileSystem<'_>, id: u32, bytes: u64, inodes: u64) -> io::R
     call(SET, at, id, &mut block)
 }
 
+/// The path of the block device that an object is stored on, for kernels without `quotactl_fd(2)`;
+/// `None` when there is no such node in `/dev`, or the file system is on no device. It is looked for
+/// where the kernel says what the device is called; no node is made.
+pub fn device(fd: impl AsFd) -> Option<CString> {
+    let device = rustix::fs::fstat(fd).ok()?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let about = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"));
+    let named = about.unwrap_or_default();
+    let named = named.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    let by_name = named.map(|name| Path::new("/dev").join(name));
+    let by_number = PathBuf::from(format!("/dev/block/{major}:{minor}"));
+    let candidates = by_name.into_iter().chain([by_number]);
+    let is_it = |path: &PathBuf| {
+        rustix::fs::stat(path).is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice && stat.st_rdev == device
+        })
+    };
+    let path = candidates.into_iter().find(is_it)?;
+    CString::new(path.as_os_str().as_bytes()).ok()
+}
+
 /// What the commands above exchange with the kernel: plain numbers, in the kernel's layout.
 trait Exchanged {}
 impl Exchanged for Block {}
@@ -267,10 +291,7 @@ fn call<T: Exchanged>(command: u32, at: FileSystem<'_>, id: u32, value: &mut T) 
 mod tests {
     use super::*;
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-    use std::ffi::CString;
     use std::fs::File;
-    use std::os::unix::fs::MetadataExt;
-    use std::path::Path;
 
     /// A directory on a file system with project quota, from the environment.
     fn places(test: &str) -> Vec<(String, File)> {
@@ -303,7 +324,7 @@ mod tests {
     #[test]
     fn root_project_files_are_counted_limited_and_found() {
         for (path, root) in places("root_project_files_are_counted_limited_and_found") {
-            let device = device(&root);
+            let device = device(&root).unwrap();
             let at = match projects(FileSystem::Of(root.as_fd())) {
                 // Before Linux 5.14.
                 Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => FileSystem::On(&device),
@@ -378,14 +399,20 @@ mod tests {
         was
     }
 
-    /// The path of the device that a directory is on.
-    fn device(root: &File) -> CString {
-        let device = root.metadata().unwrap().dev();
-        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        let about = format!("/sys/dev/block/{major}:{minor}/uevent");
-        let text = std::fs::read_to_string(about).unwrap();
-        let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
-        let path = Path::new("/dev").join(name.unwrap());
-        CString::new(path.to_str().unwrap()).unwrap()
+    #[test]
+    fn what_is_on_no_device_has_none() {
+        let proc = std::fs::File::open("/proc/self").unwrap();
+        assert_eq!(device(proc), None);
+    }
+
+    #[test]
+    fn a_path_is_that_of_the_device() {
+        let file = std::fs::File::open("/").unwrap();
+        let Some(path) = device(&file) else {
+            println!("SKIPPED a_path_is_that_of_the_device: / is on no device in /dev");
+            return;
+        };
+        let stat = rustix::fs::stat(&*path).unwrap();
+        assert_eq!(stat.st_rdev, rustix::fs::fstat(&file).unwrap().st_dev);
     }
 }
