@@ -378,6 +378,27 @@ fn a_delete_removes_nothing_through_a_mount() {
 }
 
 #[test]
+fn a_create_of_a_known_image_leaves_nothing_to_clear_up() {
+    check(|world| {
+        let (groot, image) = ready(world, MAPPED)?;
+        groot.create(&[], &image, "a")?;
+        groot.wait_until_cleared()?;
+        // Whatever it put aside would be there now, and cost it time.
+        groot.create(&[], &image, "b")?;
+        ensure!(
+            groot.names("trash").is_empty(),
+            "{:?}",
+            groot.names("trash")
+        );
+        ensure!(groot.names("tmp").is_empty(), "{:?}", groot.names("tmp"));
+        for id in ["a", "b"] {
+            groot.output(&["delete", id])?;
+        }
+        groot.wait_until_cleared()
+    });
+}
+
+#[test]
 fn logs_are_lagers_and_only_when_asked_for() {
     check(|world| {
         let (groot, image) = ready(world, &[])?;

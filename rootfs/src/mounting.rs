@@ -99,7 +99,8 @@ impl Store {
         })
     }
 
-    /// What is wrong with the disk. Costs one system call that syncs nothing.
+    /// What is wrong with the disk, as far as a server knows: nothing is known to a tool. Costs one
+    /// system call that syncs nothing.
     pub fn health(&self) -> Health {
         self.watch_disk();
         let mut watch = self.inner.sentinel.lock();
@@ -246,7 +247,10 @@ impl Store {
     /// Makes the sentinel's mount, once. Its directories are removed at once: the mount does not
     /// need their names.
     fn watch_disk(&self) {
-        if self.inner.unmount == Unmount::Sync || self.capabilities().volatile.is_none() {
+        // A tool is gone before the disk could fail, and the end of this mount would be a good part
+        // of its life.
+        let watched = self.serves() && self.inner.unmount == Unmount::Volatile;
+        if !watched || self.capabilities().volatile.is_none() {
             return;
         }
         let mut watch = self.inner.sentinel.lock();

@@ -212,6 +212,11 @@ impl Store {
         self.server.is_some()
     }
 
+    /// Whether this is the handle of a server.
+    pub(crate) fn serves(&self) -> bool {
+        self.server.is_some()
+    }
+
     /// When this server collects by itself.
     pub(crate) fn policy(&self) -> Option<&CollectPolicy> {
         self.server.as_ref()?.policy.as_ref()
