@@ -145,13 +145,11 @@ impl Space {
         for directory in ["/l", "/s"] {
             let path = format!("/v/probe{}", attached.len());
             fs::create_dir_all(&path).map_err(&step)?;
-            let there = clone_at(directory).map_err(|error| step(error.into()));
             let seen = match namespace {
-                Some(namespace) => there.and_then(|fd| {
-                    view(&fd, Some(namespace.as_fd()))
-                        .map_err(Failed::at("map the owners of a directory"))
-                }),
-                None => there,
+                Some(namespace) => place(directory)
+                    .and_then(|there| view(&there, Some(namespace.as_fd())))
+                    .map_err(Failed::at("map the owners of a directory")),
+                None => clone_at(directory).map_err(|error| step(error.into())),
             };
             match seen.and_then(|fd| attach(&fd, &path).map_err(&step)) {
                 Ok(()) => attached.push(path),
@@ -276,7 +274,7 @@ impl Space {
         let step = Failed::at::<io::Error>("map the owners of the layers");
         let path = format!("/v/{}", self.number());
         fs::create_dir(&path).map_err(&step)?;
-        let layers = clone_at("/l").map_err(|error| step(error.into()))?;
+        let layers = place("/l").map_err(&step)?;
         let seen = view(&layers, plan.namespace.as_ref().map(AsFd::as_fd)).map_err(&step)?;
         attach(&seen, &path).map_err(&step)?;
         self.views.insert(plan.mapping.clone(), path.clone());
@@ -327,6 +325,12 @@ fn clone(directory: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 fn clone_at(path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     open_tree(CWD, path, flags)
+}
+
+/// Something attached, to be cloned: of a clone there is no other before Linux 6.15.
+fn place(path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, 0.into())?)
 }
 
 fn attach(mount: &OwnedFd, path: &str) -> io::Result<()> {
