@@ -5,6 +5,7 @@
 //! supervisors of containers have none of these; they have files open in the test's directory.
 //! Processes come and go while they are looked at, so whatever cannot be read is not there.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -96,9 +97,19 @@ pub(crate) fn start_time(pid: i32) -> Option<String> {
     rest.split_whitespace().nth(19).map(str::to_owned)
 }
 
-/// The number of open files of a process.
+/// The number of open files of a process, without the trees of layers that a server remembers: one
+/// descriptor of each, from whenever it first found the layers unchanged for a while.
 pub(crate) fn open_files(pid: i32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return 0;
+    };
+    let mut trees = BTreeSet::new();
+    let counts = files.flatten().filter(|file| {
+        let target = fs::read_link(file.path()).unwrap_or_default();
+        // In a view of the layers, which is a mount of its own: `/KEY/tree`.
+        !(target.ends_with("tree") && target.components().count() == 3 && trees.insert(target))
+    });
+    counts.count()
 }
 
 /// The mount points of this process's mount namespace that name the text.
