@@ -21,41 +21,10 @@ mod support;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use garden_rootfs::{CreateRequest, DiskLimit, Error, ImageSource, Mapping, Rule};
-use support::{Entry, Layout, Place, Tar, names, read, stat};
-
-/// Something outside that an image must not touch.
-struct Outside {
-    path: PathBuf,
-}
-
-impl Outside {
-    fn new(place: &Place) -> Self {
-        let path = place.path("outside");
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("f"), "safe").unwrap();
-        std::fs::set_permissions(path.join("f"), PermissionsExt::from_mode(0o600)).unwrap();
-        Self { path }
-    }
-
-    fn text(&self) -> &str {
-        self.path.to_str().unwrap()
-    }
-
-    fn assert_untouched(&self) {
-        let names: Vec<_> = (self.path.read_dir().unwrap())
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        assert_eq!(names, ["f"]);
-        let stat = self.path.join("f").metadata().unwrap();
-        assert_eq!((stat.mode() & 0o7777, stat.nlink()), (0o600, 1));
-        let text = std::fs::read_to_string(self.path.join("f")).unwrap();
-        assert_eq!(text, "safe");
-    }
-}
+use support::{Entry, Layout, Outside, Place, Tar, names, read, stat};
 
 /// The rule for which an image is refused.
 fn rule(place: &Place, source: &ImageSource) -> Rule {

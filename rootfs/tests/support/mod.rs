@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -144,6 +145,36 @@ pub(crate) fn pretend() -> Pretend {
         no_volatile: without("volatile"),
         no_mount_attributes: without("mount-attributes"),
         no_reflink: without("reflink"),
+    }
+}
+
+/// Something outside that an image must not touch.
+pub(crate) struct Outside {
+    pub(crate) path: PathBuf,
+}
+
+impl Outside {
+    pub(crate) fn new(place: &Place) -> Self {
+        let path = place.path("outside");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("f"), "safe").unwrap();
+        std::fs::set_permissions(path.join("f"), PermissionsExt::from_mode(0o600)).unwrap();
+        Self { path }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+
+    pub(crate) fn assert_untouched(&self) {
+        let names: Vec<_> = (self.path.read_dir().unwrap())
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["f"]);
+        let stat = self.path.join("f").metadata().unwrap();
+        assert_eq!((stat.mode() & 0o7777, stat.nlink()), (0o600, 1));
+        let text = std::fs::read_to_string(self.path.join("f")).unwrap();
+        assert_eq!(text, "safe");
     }
 }
 
