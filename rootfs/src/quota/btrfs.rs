@@ -5,13 +5,20 @@
 //! subvolume refers to: data that a copied-up file shares with its layer counts, as it does on
 //! other file systems (but not with simple quotas, where the layer's subvolume allocated it).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use garden_sys::btrfs::{self, Switch};
 use rustix::io::Errno;
 
 use super::missing::NotCounted;
+
+/// The first number that a subvolume can have.
+const FIRST: u64 = 256;
+/// The accounts that a sweep looks at, at most.
+const MOST_SWEPT: usize = 100_000;
 
 /// Whether quota is switched on, or why it is no use.
 pub(super) fn probe(directory: &OwnedFd) -> Result<(), NotCounted> {
@@ -55,28 +62,80 @@ pub(super) fn bytes(top: &OwnedFd) -> io::Result<Option<u64>> {
     Ok(qgroup.map(|qgroup| qgroup.referenced))
 }
 
-/// Removes `parent/name` if it is a subvolume without others in it, with all it contains: a tenth
-/// of the time that unlinking file by file takes, and the same space later. `false` when it has to
-/// be removed file by file.
-pub(super) fn remove(parent: &OwnedFd, name: &str, top: &OwnedFd) -> bool {
-    if !btrfs::is_subvolume(top).unwrap_or(false) {
-        return false;
+/// Accounts of subvolumes that were removed, which the kernel keeps.
+///
+/// Old kernels keep them for ever, new ones remove them with the rest; neither lets them be removed
+/// by hand while the subvolume is still being removed in the background.
+#[derive(Debug, Default)]
+pub(super) struct Stale(Mutex<BTreeSet<u64>>);
+
+impl Stale {
+    /// Removes `parent/name` if it is a subvolume without others in it, with all it contains: a
+    /// tenth of the time that unlinking file by file takes, and the same space later. `false` when
+    /// it has to be removed file by file.
+    pub(super) fn remove(&self, parent: &OwnedFd, name: &str, top: &OwnedFd) -> bool {
+        if !btrfs::is_subvolume(top).unwrap_or(false) {
+            return false;
+        }
+        let number = btrfs::subvolume(top);
+        if let Err(error) = btrfs::destroy_subvolume(parent, name) {
+            tracing::debug!(%error, name, "a subvolume is removed file by file");
+            return false;
+        }
+        if let Ok(number) = number {
+            self.lock().insert(number);
+        }
+        true
     }
-    let number = btrfs::subvolume(top);
-    if let Err(error) = btrfs::destroy_subvolume(parent, name) {
-        tracing::debug!(%error, name, "a subvolume is removed file by file");
-        return false;
+
+    /// Forgets the accounts of those that are gone by now.
+    pub(super) fn forget(&self, at: &OwnedFd) {
+        // Not under the lock: the kernel may be committing.
+        let numbers: Vec<_> = self.lock().iter().copied().collect();
+        for number in numbers {
+            if forget(at, number) {
+                self.lock().remove(&number);
+            }
+        }
     }
-    if let Ok(number) = number {
-        forget(parent, number);
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    true
 }
 
-/// Old kernels keep the account of a removed subvolume; new ones remove it when they are done with
-/// it, and are busy until then.
-fn forget(at: &OwnedFd, number: u64) {
-    if let Err(error) = btrfs::forget(at, number) {
-        tracing::trace!(%error, number, "the kernel forgets a subvolume's account itself");
+/// Forgets the account of a subvolume if that is gone; `false` when it is not yet.
+fn forget(at: &OwnedFd, number: u64) -> bool {
+    match btrfs::is_known(at, number) {
+        Ok(false) => {}
+        Ok(true) => return false,
+        Err(error) => {
+            tracing::debug!(%error, number, "cannot look for a subvolume");
+            return true;
+        }
     }
+    match btrfs::forget(at, number).map_err(|error| Errno::from_io_error(&error)) {
+        Err(Some(Errno::BUSY)) => false,
+        Err(error) => {
+            tracing::trace!(?error, number, "the kernel has forgotten an account itself");
+            true
+        }
+        Ok(()) => true,
+    }
+}
+
+/// Forgets all accounts of subvolumes that are gone, as after a crash: numbers are never used
+/// again, so whosever they were, they are nobody's. Gives how many.
+pub(super) fn sweep(at: &OwnedFd) -> io::Result<usize> {
+    let (mut forgotten, mut from) = (0, FIRST);
+    for _ in 0..MOST_SWEPT {
+        let Some(number) = btrfs::next_qgroup(at, from)? else {
+            break;
+        };
+        if !btrfs::is_known(at, number)? {
+            forgotten += usize::from(btrfs::forget(at, number).is_ok());
+        }
+        from = number + 1;
+    }
+    Ok(forgotten)
 }

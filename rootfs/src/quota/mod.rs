@@ -92,6 +92,8 @@ pub(crate) struct Quota {
     switch_on: bool,
     /// Found out when it is first needed: most tools do without.
     found: OnceLock<(Kind, Backend)>,
+    /// On btrfs: what is to be forgotten later.
+    stale: btrfs::Stale,
 }
 
 impl Quota {
@@ -108,6 +110,7 @@ impl Quota {
             project_ids: ids.clone(),
             switch_on: options.switch_quota_on,
             found: OnceLock::new(),
+            stale: btrfs::Stale::default(),
         })
     }
 
@@ -240,14 +243,19 @@ impl Quota {
         Some(self.count(&top).ok()??.bytes)
     }
 
-    /// Lifts limits that nothing carries any more; gives how many.
+    /// Takes away limits and accounts that nothing carries any more; gives how many.
     pub(crate) fn sweep(&self) -> Result<usize> {
-        match self.backend() {
-            Backend::Projects(projects) => projects
-                .sweep()
-                .step(|| "look for limits of projects that are gone".to_owned()),
-            _ => Ok(0),
-        }
+        let swept = match self.backend() {
+            Backend::Projects(projects) => projects.sweep(),
+            Backend::Btrfs => btrfs::sweep(&self.dirs.tmp),
+            Backend::None(_) => Ok(0),
+        };
+        swept.step(|| "look for limits of what is gone".to_owned())
+    }
+
+    /// Takes away what could not be taken away before. A server calls it now and then.
+    pub(crate) fn tidy(&self) {
+        self.stale.forget(&self.dirs.tmp);
     }
 
     fn probe(&self) -> (Kind, Backend) {
@@ -283,7 +291,7 @@ impl WhenGone for Arc<Quota> {
         match self.backend() {
             Backend::Projects(_) => false,
             // Also where quota was switched off meanwhile.
-            _ => btrfs::remove(&self.dirs.trash, name, tree),
+            _ => self.stale.remove(&self.dirs.trash, name, tree),
         }
     }
 
@@ -300,7 +308,9 @@ impl WhenGone for Arc<Quota> {
                 }
             }
             // What was in its way is gone.
-            _ => drop(btrfs::remove(&self.dirs.trash, name, tree)),
+            _ => {
+                self.stale.remove(&self.dirs.trash, name, tree);
+            }
         }
         Ok(())
     }

@@ -145,6 +145,7 @@ impl Drop for Server {
 fn watch(store: &Store, durable: &Durable, layers: &mut Option<(i64, u64)>) {
     store.inner.trash.replace_stuck();
     store.inner.recent.expire();
+    store.inner.quota.tidy();
     if let Err(error) = store.inner.trash.glance() {
         tracing::warn!(%error, "what tools put into the trash is not seen");
     }

@@ -6,18 +6,23 @@
 //! the initial user namespace. Old kernels commit when they make a subvolume.
 
 use std::io;
+use std::ops::{Range, RangeInclusive};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Opcode, Setter, Updater, opcode};
 
 const GROUP: u8 = 0x94;
-/// The tree of qgroups, and the tree that a search is made in when none is named.
+/// The tree of all trees, the tree of qgroups, and the tree that is meant when none is named.
+const ROOT_TREE: u64 = 1;
 const QUOTA_TREE: u64 = 8;
 const OWN_TREE: u64 = 0;
 /// The inode of a subvolume's top directory.
 const TOP: u64 = 256;
-/// Items of the quota tree.
+/// Accounts of subvolumes; those of groups of accounts have larger numbers.
+const LAST_NUMBER: u64 = (1 << 48) - 1;
+/// Items of the tree of all trees, and of the quota tree.
+const ROOT_ITEM: u32 = 132;
 const STATUS: u32 = 240;
 const INFO: u32 = 242;
 const LIMIT: u32 = 244;
@@ -217,7 +222,7 @@ pub fn limit(fd: impl AsFd, bytes: u64) -> io::Result<()> {
 }
 
 /// Forgets the account of a subvolume that is gone (`BTRFS_IOC_QGROUP_CREATE`). New kernels do so
-/// by themselves; `EBUSY` while it is being removed, `ENOENT` when there is none.
+/// by themselves; `EBUSY` while it is still being removed, `ENOENT` when there is none.
 pub fn forget(fd: impl AsFd, subvolume: u64) -> io::Result<()> {
     let args = CreateArgs {
         create: 0,
@@ -270,8 +275,10 @@ pub fn wait_for_scan(fd: impl AsFd) -> io::Result<()> {
 /// The state of quota; `None` when it is off.
 pub fn quota_status(fd: impl AsFd) -> io::Result<Option<QuotaStatus>> {
     // version, generation, flags, progress of a scan
-    let status = item(fd.as_fd(), STATUS, 0)?;
-    let flags = status.and_then(|item| number(&item, 16)).unwrap_or(0);
+    let status = first(fd.as_fd(), QUOTA_TREE, 0, STATUS, 0..=0)?;
+    let flags = status
+        .and_then(|(_, item)| number(&item, 16))
+        .unwrap_or_default();
     Ok((flags & 1 != 0).then_some(QuotaStatus {
         scanning: flags & 2 != 0,
         inconsistent: flags & 4 != 0,
@@ -284,11 +291,12 @@ pub fn quota_status(fd: impl AsFd) -> io::Result<Option<QuotaStatus>> {
 pub fn qgroup(fd: impl AsFd, subvolume: u64) -> io::Result<Option<Qgroup>> {
     let fd = fd.as_fd();
     // generation, referenced, referenced compressed, exclusive, exclusive compressed
-    let Some(info) = item(fd, INFO, subvolume)? else {
+    let Some((_, info)) = first(fd, QUOTA_TREE, 0, INFO, subvolume..=subvolume)? else {
         return Ok(None);
     };
     // flags, most referenced, most exclusive, reserved
-    let limit = item(fd, LIMIT, subvolume)?.unwrap_or_default();
+    let limit = first(fd, QUOTA_TREE, 0, LIMIT, subvolume..=subvolume)?;
+    let limit = limit.map(|(_, item)| item).unwrap_or_default();
     let limited = number(&limit, 0).is_some_and(|flags| flags & MOST_REFERENCED != 0);
     Ok(Some(Qgroup {
         referenced: number(&info, 8).unwrap_or_default(),
@@ -297,15 +305,35 @@ pub fn qgroup(fd: impl AsFd, subvolume: u64) -> io::Result<Option<Qgroup>> {
     }))
 }
 
-/// The item `(0, kind, offset)` of the quota tree (`BTRFS_IOC_TREE_SEARCH`); `None` when it is not
-/// there, or the whole tree is not.
-fn item(fd: BorrowedFd<'_>, kind: u32, offset: u64) -> io::Result<Option<Vec<u8>>> {
+/// The first number at or after `from` that has an account, whether or not there still is a
+/// subvolume of this number.
+pub fn next_qgroup(fd: impl AsFd, from: u64) -> io::Result<Option<u64>> {
+    // Above are groups of groups.
+    let found = first(fd.as_fd(), QUOTA_TREE, 0, INFO, from..=LAST_NUMBER)?;
+    Ok(found.map(|(number, _)| number))
+}
+
+/// Whether there is a subvolume of this number, or one that is still being removed.
+pub fn is_known(fd: impl AsFd, subvolume: u64) -> io::Result<bool> {
+    let found = first(fd.as_fd(), ROOT_TREE, subvolume, ROOT_ITEM, 0..=u64::MAX)?;
+    Ok(found.is_some())
+}
+
+/// The first of the items `(object, kind, offset)` of a tree with an offset in this range, with its
+/// offset (`BTRFS_IOC_TREE_SEARCH`); `None` when there is none, or no such tree.
+fn first(
+    fd: BorrowedFd<'_>,
+    tree: u64,
+    object: u64,
+    kind: u32,
+    offsets: RangeInclusive<u64>,
+) -> io::Result<Option<(u64, Vec<u8>)>> {
     let mut args = SearchArgs {
-        tree: QUOTA_TREE,
-        least_object: 0,
-        most_object: 0,
-        least_offset: offset,
-        most_offset: offset,
+        tree,
+        least_object: object,
+        most_object: object,
+        least_offset: *offsets.start(),
+        most_offset: *offsets.end(),
         least_transaction: 0,
         most_transaction: u64::MAX,
         least_kind: kind,
@@ -327,12 +355,15 @@ fn item(fd: BorrowedFd<'_>, kind: u32, offset: u64) -> io::Result<Option<Vec<u8>
     }
     // In front of the item: transaction, object, offset of 8 bytes, kind and length of 4, in the
     // byte order of the machine.
-    let length = args
-        .found
-        .get(28..32)
-        .and_then(|bytes| bytes.try_into().ok());
-    let length = length.map_or(0, u32::from_ne_bytes) as usize;
-    Ok(args.found.get(32..32 + length).map(<[u8]>::to_vec))
+    let field = |range: Range<usize>| args.found.get(range);
+    let offset = field(16..24).and_then(|bytes| bytes.try_into().ok());
+    let length = field(28..32).and_then(|bytes| bytes.try_into().ok());
+    let (Some(offset), Some(length)) = (offset, length) else {
+        return Ok(None);
+    };
+    let length = u32::from_ne_bytes(length) as usize;
+    let item = args.found.get(32..32 + length).map(<[u8]>::to_vec);
+    Ok(item.map(|item| (u64::from_ne_bytes(offset), item)))
 }
 
 /// A number in an item: little-endian on every machine.
