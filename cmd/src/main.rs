@@ -14,6 +14,7 @@ mod reach;
 mod registry;
 mod streams;
 mod table;
+mod terminal;
 mod values;
 
 use std::process::ExitCode;
@@ -21,8 +22,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    create, doctor, exec, inspect, ls, pea, pull, rm, rootfs, run, scale, server, stop, stream_in,
-    teardown,
+    attach, create, doctor, exec, inspect, ls, pea, pull, rm, rootfs, run, scale, server, stop,
+    stream_in, teardown,
 };
 use crate::reach::Target;
 
@@ -41,6 +42,7 @@ enum Verb {
     Run(run::RunArgs),
     Create(create::CreateArgs),
     Exec(exec::ExecArgs),
+    Attach(attach::AttachArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
     Stop(stop::StopArgs),
@@ -86,6 +88,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Run(args) => run::run(&target, args).await,
         Verb::Create(args) => create::run(&target, &args).await,
         Verb::Exec(args) => exec::run(&target, args).await,
+        Verb::Attach(args) => attach::run(&target, args).await,
         Verb::Ls(args) => ls::run(&target, &args).await,
         Verb::Inspect(args) => inspect::run(&target, &args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,

@@ -1,11 +1,13 @@
 //! The verbs, one module each: its flags and what it does.
 
+pub(crate) mod attach;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod inspect;
 pub(crate) mod ls;
 pub(crate) mod pea;
+pub(crate) mod process;
 pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod rootfs;

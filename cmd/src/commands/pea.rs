@@ -3,10 +3,11 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use garden::client::Wanted;
-use garden::model::{Handle, Limits, ProcessSpec};
+use garden::model::{BindMount, Handle, Limits, ProcessSpec};
 
 use super::create::DiskArgs;
-use super::{exec, print, print_json, program};
+use super::process::ProcessArgs;
+use super::{exec, print, print_json};
 use crate::reach::Target;
 use crate::{table, values};
 
@@ -31,12 +32,11 @@ pub(crate) struct RunArgs {
     /// Environment of the process; repeatable
     #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
     env: Vec<String>,
-    /// User of the pea's image: name, uid, uid:gid or name:group [default: root]
-    #[arg(long, short, value_name = "USER")]
-    user: Option<String>,
-    /// Working directory, made when missing [default: /]
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
+    /// Host path inside the pea, writable unless `:ro`; repeatable
+    #[arg(long, short, value_name = "SRC:DST[:ro|rw]", value_parser = values::volume)]
+    volume: Vec<BindMount>,
     /// A cgroup beside the container's instead of one within its limits
     #[arg(long)]
     own_limits: bool,
@@ -71,24 +71,20 @@ pub(crate) async fn run(target: &Target, verb: PeaVerb) -> Result<u8> {
 
 async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
     let client = target.server().await?;
-    let (path, arguments) = program(&args.command);
     let own_limits = args.own_limits.then(|| Limits {
         memory_bytes: args.memory,
         ..Limits::default()
     });
     let spec = ProcessSpec {
-        path,
-        args: arguments,
         env: args.env,
-        user: args.user,
-        dir: args.cwd,
+        bind_mounts: args.volume,
         image: Some(super::image(&args.image)?),
         own_limits,
         disk: args.disk.limit(),
-        ..ProcessSpec::default()
+        ..args.process.spec(&args.command)
     };
     let process = client.run(&args.name, &spec, Wanted::ALL).await?;
-    exec::follow(process).await
+    exec::follow(process, args.process.tty).await
 }
 
 async fn list(target: &Target, args: &LsArgs) -> Result<u8> {

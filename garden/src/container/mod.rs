@@ -2,6 +2,7 @@
 //!
 //! - [`exits`]: exits by instance, as the supervisor reports them.
 //! - [`launch`]: starting a container's init, a process, a pea's process.
+//! - [`names`]: its `/etc/hosts` and `/etc/resolv.conf`.
 //! - [`peas`]: what a pea needs from its container, for the life-cycle in `garden-peas`.
 //! - [`process`]: a process as its users see it.
 //!
@@ -10,6 +11,7 @@
 
 pub(crate) mod exits;
 pub(crate) mod launch;
+pub(crate) mod names;
 pub(crate) mod peas;
 pub(crate) mod process;
 
@@ -119,11 +121,6 @@ impl Container {
         })
     }
 
-    /// Whether it is unprivileged or not.
-    pub(crate) fn privileged(&self) -> bool {
-        lock(&self.record).spec.privileged
-    }
-
     /// Takes it out of service. `false` when somebody has done so already.
     pub(crate) fn begin_destroy(&self) -> bool {
         !self.destroying.swap(true, Ordering::SeqCst)
@@ -165,6 +162,16 @@ impl Container {
         {
             processes.remove(&entry.id);
         }
+    }
+
+    /// Forgets a process that has ended and whose end somebody was told of, where the operator
+    /// wants that. Its records on file are its follower's to remove.
+    pub(crate) fn forget_waited(&self, entry: &Arc<ProcessEntry>) -> bool {
+        let forget = self.services.options.policy.forget_waited && entry.waited();
+        if forget {
+            self.unreserve(entry);
+        }
+        forget
     }
 
     /// A process or a pea, also one that has ended.

@@ -19,7 +19,7 @@ use crate::depot::{ContainerRecord, ProcessRecord};
 use crate::error::Error;
 use crate::model::{Exit, Handle, ProcessId, ProcessSpec};
 use crate::process::Attachment;
-use crate::services::{Services, new_instance};
+use crate::services::{self, Services, new_instance};
 use crate::{env, users};
 
 impl Manager {
@@ -62,10 +62,17 @@ impl Manager {
     /// [`Error::ContainerNotFound`], [`Error::ProcessNotFound`].
     pub fn attach_process(&self, handle: &Handle, id: &ProcessId) -> Result<Attachment, Error> {
         let container = self.find(handle)?;
-        container
+        let entry = container
             .process(id)
-            .and_then(|entry| entry.attach(&container.shim))
-            .ok_or_else(|| Error::ProcessNotFound(id.clone()))
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        let attachment = entry
+            .attach(&container.shim)
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        // Nobody waited for it when it ended; now somebody is told.
+        if container.forget_waited(&entry) && !entry.pea {
+            container.dir.remove_process(&entry.instance);
+        }
+        Ok(attachment)
     }
 }
 
@@ -102,11 +109,12 @@ async fn start_exec(
     let record = container.record();
     let privileged = record.spec.privileged;
     let (user, group) = prepare(container, &record, spec.user.clone()).await?;
+    let owner = services::owner(&container.services.ids(&record), &user)?;
     let mut passed = Passed::default();
     passed.add_group(group);
     let ends = match spec.tty {
         Some(_) => None,
-        None => Some(launch::pipes(&mut passed)?),
+        None => Some(launch::pipes(&mut passed, owner)?),
     };
     let environment = env::effective(&[&record.image_env, &record.spec.env, &spec.env], &user);
     let oci = bundle::exec(
@@ -120,6 +128,7 @@ async fn start_exec(
             additional_gids: &user.additional_gids,
             rlimits: &spec.rlimits,
             terminal: spec.tty.is_some(),
+            confinement: container.services.options.policy.confinement(privileged),
         },
     )?;
     let exit = container.exits.expect(&entry.instance);
@@ -155,13 +164,20 @@ pub(super) fn follow_exec(
 ) {
     let entry = Arc::clone(entry);
     let shim = container.shim.clone();
+    let container = Arc::downgrade(container);
     tokio::spawn(async move {
         if let Some(record) = exits::wait(exit).await {
             entry.announce(exit_of(&record)).await;
             log_exit(&entry, &record);
+            let forgotten = container
+                .upgrade()
+                .is_some_and(|container| container.forget_waited(&entry));
             entry.output_over().await;
-            // Its record on file stays, for a server that restarts.
             let _ = shim.forget(&entry.instance).await;
+            // Else its record on file stays, for a server that restarts.
+            if let (true, Some(container)) = (forgotten, container.upgrade()) {
+                container.dir.remove_process(&entry.instance);
+            }
         }
     });
 }
@@ -231,17 +247,24 @@ async fn start_pea(
         ));
     };
     entry.started(pea.pid, streams);
-    follow_pea(entry, pea);
+    follow_pea(container, entry, pea);
     Ok(())
 }
 
 /// Announces a pea's exit when its teardown is on file.
-pub(super) fn follow_pea(entry: &Arc<ProcessEntry>, pea: Pea<ExitRecord>) {
-    let entry = Arc::clone(entry);
+pub(super) fn follow_pea(
+    container: &Arc<Container>,
+    entry: &Arc<ProcessEntry>,
+    pea: Pea<ExitRecord>,
+) {
+    let (container, entry) = (Arc::downgrade(container), Arc::clone(entry));
     tokio::spawn(async move {
         if let Ok(record) = pea.wait().await {
             entry.announce(exit_of(&record)).await;
             log_exit(&entry, &record);
+            if let Some(container) = container.upgrade() {
+                container.forget_waited(&entry);
+            }
         }
     });
 }
