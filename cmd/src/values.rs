@@ -110,7 +110,26 @@ pub(crate) fn volume(text: &str) -> Result<BindMount, String> {
     })
 }
 
-/// `NAME=N`, where N may be `unlimited`. Which names there are is the server's to say.
+/// What a process's use of can be limited, as setrlimit(2) has it.
+const RESOURCES: [&str; 15] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "sigpending",
+    "stack",
+];
+
+/// `NAME=N`, where N may be `unlimited`.
 pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
     let wrong = || {
         format!(
@@ -123,13 +142,14 @@ pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
         "unlimited" => u64::MAX,
         number => number.parse().map_err(|_| wrong())?,
     };
-    if name.is_empty() {
-        return Err(wrong());
+    let name = name.to_ascii_lowercase();
+    if !RESOURCES.contains(&name.as_str()) {
+        let known = RESOURCES.join(" ");
+        return Err(format!(
+            "there is no resource limit {name:?}: use one of {known}"
+        ));
     }
-    Ok(Rlimit {
-        name: name.to_ascii_lowercase(),
-        value,
-    })
+    Ok(Rlimit { name, value })
 }
 
 #[cfg(test)]
@@ -182,7 +202,7 @@ mod tests {
     fn resource_limits() {
         assert_eq!(rlimit("NOFILE=7").unwrap().name, "nofile");
         assert_eq!(rlimit("core=unlimited").unwrap().value, u64::MAX);
-        for wrong in ["nofile", "nofile=", "=7", "nofile=-1"] {
+        for wrong in ["nofile", "nofile=", "=7", "nofile=-1", "teeth=1"] {
             assert!(rlimit(wrong).is_err(), "{wrong}");
         }
     }

@@ -92,6 +92,7 @@ fn bind_mounts() {
             at("dir", ":/read:ro"),
             at("link", ":/linked"),
             at("alone", ":/etc/alone:ro"),
+            at("", ":/all:rw"),
         ];
         let flags: Vec<_> = binds.iter().flat_map(|bind| ["-v", bind]).collect();
         create(world, &server, "app", &flags)?;
@@ -106,15 +107,15 @@ fn bind_mounts() {
         ensure!(lines_of(&output) == expected, "{output}");
         // Root inside is nobody outside: it cannot write where only the host's root may.
         fs::set_permissions(&source, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let write = |user: &str| {
-            let script = "echo x > /new/deep/by-user";
+        let write = |user: &str, place: &str| {
+            let script = format!("echo x > {place}/by-{user}");
             server
                 .cli()
-                .run(&["exec", "app", "-u", user, "--", "sh", "-c", script])
+                .run(&["exec", "app", "-u", user, "--", "sh", "-c", &script])
         };
-        ensure!(write("root")?.code != Some(0), "root inside wrote");
-        write("vcap")?.expect_code(0)?;
-        ensure!(source.join("dir/by-user").exists());
+        ensure!(write("root", "/all")?.code != Some(0), "root inside wrote");
+        write("vcap", "/new/deep")?.expect_code(0)?;
+        ensure!(source.join("dir/by-vcap").exists());
         Ok(())
     });
 }

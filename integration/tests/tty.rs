@@ -1,6 +1,6 @@
 //! Processes with a terminal: its size, whose it is, what becomes of input and output.
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use garden_integration::{App, check, lines_of};
 
 #[test]
@@ -70,19 +70,19 @@ fn it_follows_the_size_of_the_callers_and_gives_it_back() {
     check(|world| {
         let app = App::start(world)?;
         let script = "stty size; trap 'echo now $(stty size)' WINCH; echo up; \
-                      while read line; do echo got $line; done; exit 9";
+                      while :; do read line && echo got $line && [ $line = end ] && exit 9; done";
         let args = ["exec", "app", "-t", "-i", "--", "sh", "-c", script];
         let mut terminal = app.cli().start_on_terminal(&args, (100, 30))?;
         terminal.wait_for("30 100")?;
         terminal.wait_for("up")?;
         ensure!(terminal.is_raw()?, "what is typed is not passed through");
         terminal.set_size((120, 40))?;
+        // The signal ends the shell's read, or its trap is run when the read is over.
+        terminal.write("\r")?;
+        terminal.wait_for("now 40 120")?;
         terminal.write("word\r")?;
         terminal.wait_for("got word")?;
-        // A shell runs its trap when the read is over.
-        terminal.wait_for("now 40 120")?;
-        // The end of input, typed; not a signal to the command, which passes it through.
-        terminal.write("\x04")?;
+        terminal.write("end\r")?;
         ensure!(terminal.wait_end()? == Some(9), "{}", terminal.text());
         ensure!(!terminal.is_raw()?, "the terminal stays raw");
         app.end()
