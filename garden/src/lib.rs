@@ -14,6 +14,7 @@ pub mod env;
 pub mod error;
 pub mod hosting;
 pub mod manager;
+mod metrics;
 pub mod model;
 pub mod process;
 mod roots;

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use garden::model::{ContainerSpec, DiskLimit, DiskScope, Handle, Limits};
 
+use super::limits::ShareArgs;
 use super::print;
 use crate::reach::Target;
 use crate::values;
@@ -36,6 +37,8 @@ pub(crate) struct ContainerArgs {
     /// Most processes and threads
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
+    #[command(flatten)]
+    share: ShareArgs,
     #[command(flatten)]
     disk: DiskArgs,
     /// No user namespace, all capabilities, no seccomp filter
@@ -84,12 +87,12 @@ impl ContainerArgs {
             image: Some(super::image(&self.image)?),
             env: self.env.clone(),
             privileged: self.privileged,
-            limits: Limits {
+            limits: self.share.add_to(Limits {
                 memory_bytes: self.memory,
                 pids: self.pids,
                 disk: self.disk.limit(),
                 ..Limits::default()
-            },
+            }),
             ..ContainerSpec::default()
         })
     }

@@ -1,11 +1,12 @@
 //! `garden pea`: sidecars of a container.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use garden::client::Wanted;
 use garden::model::{Handle, Limits, ProcessSpec};
 
 use super::create::DiskArgs;
+use super::limits::ShareArgs;
 use super::{exec, print, print_json, program};
 use crate::reach::Target;
 use crate::{table, values};
@@ -44,6 +45,11 @@ pub(crate) struct RunArgs {
     #[arg(long, short, value_name = "SIZE", value_parser = values::size, requires = "own_limits")]
     memory: Option<u64>,
     #[command(flatten)]
+    share: ShareArgs,
+    /// Most processes and threads, with --own-limits or within the container's
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pids: Option<u64>,
+    #[command(flatten)]
     disk: DiskArgs,
     /// The command and its arguments
     #[arg(required = true, last = true, value_name = "CMD")]
@@ -72,9 +78,14 @@ pub(crate) async fn run(target: &Target, verb: PeaVerb) -> Result<u8> {
 async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
     let client = target.server().await?;
     let (path, arguments) = program(&args.command);
-    let own_limits = args.own_limits.then(|| Limits {
-        memory_bytes: args.memory,
-        ..Limits::default()
+    if args.share.any() && !args.own_limits {
+        bail!("a share of CPU or disks is for a cgroup of its own: add --own-limits");
+    }
+    let own_limits = args.own_limits.then(|| {
+        args.share.add_to(Limits {
+            memory_bytes: args.memory,
+            ..Limits::default()
+        })
     });
     let spec = ProcessSpec {
         path,
@@ -85,6 +96,7 @@ async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
         image: Some(super::image(&args.image)?),
         own_limits,
         disk: args.disk.limit(),
+        pids: args.pids,
         ..ProcessSpec::default()
     };
     let process = client.run(&args.name, &spec, Wanted::ALL).await?;

@@ -12,6 +12,7 @@ use garden::manager::{Options, Unmount, WithoutQuota};
 use garden_rootfs::plugin::{Plugin, Plugins};
 use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 
+use super::server_limits::ServerLimits;
 use crate::reach::Target;
 use crate::registry::RegistryArgs;
 use crate::{streams, values};
@@ -55,6 +56,8 @@ pub(crate) struct ServerArgs {
     /// Where the store's file system has no quota: count what is used, or refuse disk limits
     #[arg(long, value_name = "HOW", value_enum, default_value = "account")]
     without_quota: OnNoQuota,
+    #[command(flatten, next_help_heading = "Limits")]
+    limits: ServerLimits,
     #[command(flatten, next_help_heading = "Collection of unused images")]
     collect: CollectArgs,
     #[command(flatten, next_help_heading = "Image plugins")]
@@ -167,6 +170,7 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     options.plugins = args.plugins.plugins();
     options.registry = args.registry.policy()?;
     options.collect = args.collect.policy();
+    args.limits.apply(&mut options);
     if args.sync_unmount {
         options.unmount = Unmount::Sync;
     }

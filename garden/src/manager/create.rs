@@ -23,7 +23,7 @@ use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
 use crate::container::exits::Exits;
 use crate::container::launch::{self, Passed, StartOrder};
-use crate::container::{Container, peas};
+use crate::container::{self, Container, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle, ImageRef, ProcessId};
@@ -60,6 +60,7 @@ impl Manager {
         let handle = spec.handle.clone().unwrap_or_else(Handle::generate);
         spec.handle = Some(handle.clone());
         let image = self.image_of(&spec)?;
+        services.cgroups.check(&spec.limits)?;
         spec.image = Some(image.clone());
         let Some(dir) = self.reserve(&handle)? else {
             return Err(Error::HandleInUse(handle));
@@ -168,12 +169,13 @@ impl Manager {
         let started = self.start_init(handle, record, &shim, rootfs, group);
         let pid = stage("init", started).await?;
         let root = open_root(pid)?;
-        if record.spec.limits.cpu_shares.is_some() {
+        let place = Place::Container(&record.cgroup);
+        if services.cgroups.is_incomplete(&place, &record.spec.limits) {
             let cgroups = services.cgroups.clone();
             let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
             let limited = services
                 .files
-                .run(move || cgroups.limit_cpu(&Place::Container(&name), &limits));
+                .run(move || cgroups.complete(&Place::Container(&name), &limits));
             limited.await??;
         }
         record.init_pid = pid;
@@ -182,9 +184,9 @@ impl Manager {
         let services = Arc::clone(services);
         let record = record.clone();
         let handle = handle.clone();
-        Ok(Container::new(
-            handle, dir, services, shim, exits, root, record, events,
-        ))
+        let container = Container::new(handle, dir, services, shim, exits, root, record, events);
+        container::oom::watch(&container).await;
+        Ok(container)
     }
 
     async fn start_init(
@@ -200,7 +202,10 @@ impl Manager {
         let mut passed = Passed::default();
         let mut staged = Vec::new();
         // What an image plugin wants comes first, so that the user's own can cover it.
-        let mut binds = rootfs.binds;
+        let place = Place::Container(&record.cgroup);
+        let mut binds = launch::cgroup_views(&services.cgroups, &place, privileged);
+        let cgroup_tmpfs = binds.len() > 1;
+        binds.extend(rootfs.binds);
         binds.extend(record.spec.bind_mounts.iter().cloned());
         if !binds.is_empty() {
             let opened = services.files.run(move || {
@@ -237,6 +242,7 @@ impl Manager {
             hostname: &hostname,
             ids: &services.options.ids,
             binds: &staged,
+            cgroup_tmpfs,
             read_only: false,
         };
         let process = ProcessInput {
