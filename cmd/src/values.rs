@@ -1,6 +1,6 @@
 //! Values of flags that need more than parsing a number.
 
-use garden::model::{Handle, IdError};
+use garden::model::{BindMount, Handle, IdError};
 use garden_rootfs::Space;
 
 /// A size in bytes: a number with an optional unit, `64M`, `1.5g`, `4096`.
@@ -84,6 +84,29 @@ pub(crate) fn assignment(text: &str) -> Result<String, String> {
     }
 }
 
+/// A bind mount: `/on/the/host:/inside`, with `:rw` behind it if it may be written to.
+pub(crate) fn bind(text: &str) -> Result<BindMount, String> {
+    let wrong = || format!("{text:?}: write /ON/THE/HOST:/INSIDE, or /ON/THE/HOST:/INSIDE:rw");
+    let (places, writable) = match text.strip_suffix(":rw") {
+        Some(places) => (places, true),
+        None => (text.strip_suffix(":ro").unwrap_or(text), false),
+    };
+    match places.split_once(':') {
+        Some((source, destination))
+            if source.starts_with('/')
+                && destination.starts_with('/')
+                && !destination.contains(':') =>
+        {
+            Ok(BindMount {
+                source: source.into(),
+                destination: destination.into(),
+                writable,
+            })
+        }
+        _ => Err(wrong()),
+    }
+}
+
 /// A container's name.
 pub(crate) fn handle(text: &str) -> Result<Handle, IdError> {
     text.parse()
@@ -109,6 +132,16 @@ mod tests {
         assert_eq!(cpus_or_none("0"), Ok(0));
         for wrong in ["0", "-1", "x", "inf", "NaN", "0.0001"] {
             assert!(cpus(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bind_mounts() {
+        let mount = bind("/a:/b:rw").unwrap();
+        assert!(mount.writable && mount.destination == std::path::Path::new("/b"));
+        assert!(!bind("/a:/b").unwrap().writable && !bind("/a:/b:ro").unwrap().writable);
+        for wrong in ["/a", "a:/b", "/a:b", "/a:/b:/c", ":rw"] {
+            assert!(bind(wrong).is_err(), "{wrong}");
         }
     }
 

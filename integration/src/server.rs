@@ -11,11 +11,12 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::cli::{Cli, ended_within_deadline};
-use crate::proc;
 use crate::wait::{DEADLINE, wait_until};
 use crate::world::World;
+use crate::{http, proc};
 
 /// A running server, or the place of one that was killed.
 pub struct Server<'w> {
@@ -131,6 +132,16 @@ impl<'w> Server<'w> {
         let mut cli = self.world.cli();
         cli.env.push(("GARDEN_SOCKET", self.socket.clone().into()));
         cli
+    }
+
+    /// Asks it by HTTP, as any client may; the answer must be a success.
+    pub fn get(&self, target: &str) -> Result<Value> {
+        http::ask(&self.socket, "GET", target, None)
+    }
+
+    /// The same with something to tell it.
+    pub fn post(&self, target: &str, body: &Value) -> Result<Value> {
+        http::ask(&self.socket, "POST", target, Some(body))
     }
 
     /// The number of files that it has open; 0 when it does not run.

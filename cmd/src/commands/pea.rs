@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use garden::client::Wanted;
-use garden::model::{Handle, Limits, ProcessSpec};
+use garden::model::{BindMount, Handle, Limits, ProcessId, ProcessSpec};
 
 use super::create::DiskArgs;
 use super::limits::ShareArgs;
@@ -38,6 +38,13 @@ pub(crate) struct RunArgs {
     /// Working directory, made when missing [default: /]
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
+    /// Name of the pea in its container [default: a generated one]
+    #[arg(long, value_name = "ID")]
+    id: Option<ProcessId>,
+    /// Host path inside it, read-only unless it ends in :rw; repeatable. The container's own are
+    /// not inherited
+    #[arg(long = "bind", value_name = "SOURCE:DESTINATION[:rw]", value_parser = values::bind)]
+    binds: Vec<BindMount>,
     /// A cgroup beside the container's instead of one within its limits
     #[arg(long)]
     own_limits: bool,
@@ -88,6 +95,8 @@ async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
         })
     });
     let spec = ProcessSpec {
+        id: args.id,
+        bind_mounts: args.binds,
         path,
         args: arguments,
         env: args.env,
