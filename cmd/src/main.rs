@@ -22,8 +22,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    attach, create, doctor, exec, inspect, ls, pea, pull, rm, rootfs, run, scale, server, stop,
-    stream_in, teardown,
+    attach, create, doctor, exec, inspect, limits, ls, pea, pull, rm, rootfs, run, scale, server,
+    stop, stream_in, teardown,
 };
 use crate::reach::Target;
 
@@ -45,6 +45,7 @@ enum Verb {
     Attach(attach::AttachArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
+    Limits(limits::LimitsArgs),
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
@@ -91,6 +92,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Attach(args) => attach::run(&target, args).await,
         Verb::Ls(args) => ls::run(&target, &args).await,
         Verb::Inspect(args) => inspect::run(&target, &args).await,
+        Verb::Limits(args) => limits::run(&target, &args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,
         Verb::Rm(args) => rm::run(&target, &args).await,
         Verb::Pull(args) => pull::run(&target, args).await,

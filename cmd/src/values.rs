@@ -38,6 +38,33 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     if bytes == 0 { Err(wrong()) } else { Ok(bytes) }
 }
 
+/// Processor time in thousandths of a CPU: a number of CPUs, `1.5`.
+pub(crate) fn cpus(text: &str) -> Result<u64, String> {
+    match cpus_or_none(text) {
+        Ok(0) => Err("0 CPUs run nothing: leave the limit out".to_owned()),
+        other => other,
+    }
+}
+
+/// The same, or `0` for none.
+pub(crate) fn cpus_or_none(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a number of CPUs: write 2, 1.5 or 0.25");
+    let number: f64 = text.parse().map_err(|_| wrong())?;
+    if !(0.0..=1e6).contains(&number) {
+        return Err(wrong());
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 to 10^9"
+    )]
+    let millis = (number * 1000.0).round() as u64;
+    if millis == 0 && number > 0.0 {
+        return Err(wrong());
+    }
+    Ok(millis)
+}
+
 /// A part of a disk: a size, or a number of hundredths of it, `10%`.
 pub(crate) fn space(text: &str) -> Result<Space, String> {
     match text.strip_suffix('%') {
@@ -162,6 +189,16 @@ mod tests {
         assert_eq!(space("20G"), Ok(Space::Bytes(20 << 30)));
         for wrong in ["101%", "-1%", "%", "x"] {
             assert!(space(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn cpus_are_counted_in_thousandths() {
+        assert_eq!(cpus("1.5"), Ok(1500));
+        assert_eq!(cpus("0.25"), Ok(250));
+        assert_eq!(cpus_or_none("0"), Ok(0));
+        for wrong in ["0", "-1", "x", "inf", "NaN", "0.0001"] {
+            assert!(cpus(wrong).is_err(), "{wrong}");
         }
     }
 

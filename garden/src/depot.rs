@@ -102,6 +102,12 @@ pub struct ContainerRecord {
     pub events: Vec<String>,
     /// The pid of its init on the host, for people.
     pub init_pid: u32,
+    /// How many kills for want of memory in its cgroup have been told as events.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// Whether its limits are just being changed: the kernel may have some of the old ones.
+    #[serde(default)]
+    pub limits_pending: bool,
 }
 
 impl ContainerRecord {
@@ -119,6 +125,8 @@ impl ContainerRecord {
             stopped: false,
             events: Vec::new(),
             init_pid: 0,
+            oom_kills: 0,
+            limits_pending: false,
         }
     }
 }

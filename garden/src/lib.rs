@@ -15,6 +15,7 @@ pub mod error;
 pub mod hosting;
 pub mod ids;
 pub mod manager;
+mod metrics;
 pub mod model;
 pub mod policy;
 pub mod process;

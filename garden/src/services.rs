@@ -52,6 +52,13 @@ pub struct Options {
     pub registry: garden_rootfs::RegistryPolicy,
     /// When a pea's teardown is done, seen from its client.
     pub teardown: TeardownMode,
+    /// What holds for the limits of every container.
+    pub cgroups: crate::cgroup::Policy,
+    /// Hundredths of a CPU that each share entitles to; `None` divides the host by its memory.
+    pub cpu_entitlement_per_share: Option<f64>,
+    /// How often containers that used more of the CPU than they are entitled to are looked for, to
+    /// put them behind the others; `None` is never.
+    pub throttling: Option<Duration>,
     /// Id map of unprivileged containers, for users and groups alike.
     pub ids: Vec<IdRange>,
     /// A range of ids for each unprivileged container instead of the one map.
@@ -76,6 +83,9 @@ impl Options {
             collect: Some(CollectPolicy::default()),
             registry: garden_rootfs::RegistryPolicy::default(),
             teardown: TeardownMode::Queued,
+            cgroups: crate::cgroup::Policy::default(),
+            cpu_entitlement_per_share: None,
+            throttling: None,
             ids: ids::shared(1, None),
             id_ranges: None,
             policy: Policy::default(),
@@ -97,6 +107,10 @@ pub(crate) struct Services {
     pub(crate) files: Workers,
     /// For calls of the store that may take long.
     pub(crate) images: Workers,
+    /// For reading what groups use, so that measuring never waits for starting, nor it for that.
+    pub(crate) meters: Workers,
+    /// Running peas by id.
+    pub(crate) pea_index: crate::metrics::PeaIndex,
     /// For asking what root filesystems use: a store that is stuck must not stop other metrics.
     usage: Workers,
     /// For calls of image plugins, which may take for ever.
@@ -137,6 +151,8 @@ impl Services {
             zygote,
             files: Workers::start("garden-files", 4).map_err(threads)?,
             images: Workers::start("garden-images", 8).map_err(threads)?,
+            meters: Workers::start("garden-meters", 2).map_err(threads)?,
+            pea_index: crate::metrics::PeaIndex::default(),
             usage: Workers::start("garden-usage", 2).map_err(threads)?,
             privileged_capabilities: bundle::held_by_host(&status),
             pods: Mutex::default(),
@@ -210,9 +226,9 @@ impl Services {
         Ok(root)
     }
 
-    /// What a root filesystem uses; nothing when the store does not tell in time, so that other
+    /// What a root filesystem uses; `None` when the store does not tell in time, so that other
     /// metrics of the container are known all the same.
-    pub(crate) async fn disk_usage(&self, id: &str) -> DiskMetrics {
+    pub(crate) async fn disk_usage(&self, id: &str) -> Option<DiskMetrics> {
         let (roots, id) = (Arc::clone(&self.roots), id.to_owned());
         // A plugin that hangs must not take the metrics of the store along.
         let workers = if roots.has_plugins() {
@@ -222,19 +238,19 @@ impl Services {
         };
         let asked = workers.run(move || roots.usage(&id));
         match tokio::time::timeout(USAGE_PATIENCE, asked).await {
-            Ok(Ok(Ok(usage))) => usage,
+            Ok(Ok(Ok(usage))) => Some(usage),
             Ok(Ok(Err(error))) => {
                 let error = crate::error::report(&error);
                 tracing::warn!(error, "no disk metrics");
-                DiskMetrics::default()
+                None
             }
             Ok(Err(panicked)) => {
                 tracing::error!(%panicked, "no disk metrics");
-                DiskMetrics::default()
+                None
             }
             Err(_) => {
                 tracing::warn!("no disk metrics: the store does not answer");
-                DiskMetrics::default()
+                None
             }
         }
     }

@@ -15,6 +15,7 @@ mod app;
 mod cgroups;
 mod cli;
 mod grootfs;
+mod http;
 mod images;
 mod inside;
 mod layout;

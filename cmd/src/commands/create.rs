@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use garden::model::{BindMount, ContainerSpec, DiskLimit, DiskScope, Handle, Limits};
 
+use super::limits::ShareArgs;
 use super::print;
 use crate::reach::Target;
 use crate::values;
@@ -36,6 +37,8 @@ pub(crate) struct ContainerArgs {
     /// Most processes and threads
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
+    #[command(flatten)]
+    share: ShareArgs,
     #[command(flatten)]
     disk: DiskArgs,
     /// Host path inside the container, writable unless `:ro`; repeatable
@@ -101,12 +104,12 @@ impl ContainerArgs {
                 .collect(),
             grace_time: self.grace_time.map(std::time::Duration::from_secs),
             privileged: self.privileged,
-            limits: Limits {
+            limits: self.share.add_to(Limits {
                 memory_bytes: self.memory,
                 pids: self.pids,
                 disk: self.disk.limit(),
                 ..Limits::default()
-            },
+            }),
             ..ContainerSpec::default()
         })
     }

@@ -1,11 +1,12 @@
 //! `garden pea`: sidecars of a container.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use garden::client::Wanted;
 use garden::model::{BindMount, Handle, Limits, ProcessSpec};
 
 use super::create::DiskArgs;
+use super::limits::ShareArgs;
 use super::process::ProcessArgs;
 use super::{exec, print, print_json};
 use crate::reach::Target;
@@ -34,7 +35,8 @@ pub(crate) struct RunArgs {
     env: Vec<String>,
     #[command(flatten)]
     process: ProcessArgs,
-    /// Host path inside the pea, writable unless `:ro`; repeatable
+    /// Host path inside the pea, writable unless `:ro`; repeatable. The container's own are
+    /// not inherited
     #[arg(long, short, value_name = "SRC:DST[:ro|rw]", value_parser = values::volume)]
     volume: Vec<BindMount>,
     /// A cgroup beside the container's instead of one within its limits
@@ -43,6 +45,11 @@ pub(crate) struct RunArgs {
     /// Most memory, like 64M
     #[arg(long, short, value_name = "SIZE", value_parser = values::size, requires = "own_limits")]
     memory: Option<u64>,
+    #[command(flatten)]
+    share: ShareArgs,
+    /// Most processes and threads, with --own-limits or within the container's
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pids: Option<u64>,
     #[command(flatten)]
     disk: DiskArgs,
     /// The command and its arguments
@@ -71,9 +78,14 @@ pub(crate) async fn run(target: &Target, verb: PeaVerb) -> Result<u8> {
 
 async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
     let client = target.server().await?;
-    let own_limits = args.own_limits.then(|| Limits {
-        memory_bytes: args.memory,
-        ..Limits::default()
+    if args.share.any() && !args.own_limits {
+        bail!("a share of CPU or disks is for a cgroup of its own: add --own-limits");
+    }
+    let own_limits = args.own_limits.then(|| {
+        args.share.add_to(Limits {
+            memory_bytes: args.memory,
+            ..Limits::default()
+        })
     });
     let spec = ProcessSpec {
         env: args.env,
@@ -81,6 +93,7 @@ async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
         image: Some(super::image(&args.image)?),
         own_limits,
         disk: args.disk.limit(),
+        pids: args.pids,
         ..args.process.spec(&args.command)
     };
     let process = client.run(&args.name, &spec, Wanted::ALL).await?;

@@ -14,6 +14,7 @@ use garden::policy::{Policy, TcpDefaults};
 use garden_rootfs::plugin::{Plugin, Plugins};
 use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 
+use super::server_limits::ServerLimits;
 use crate::reach::Target;
 use crate::registry::RegistryArgs;
 use crate::{streams, values};
@@ -59,6 +60,8 @@ pub(crate) struct ServerArgs {
     without_quota: OnNoQuota,
     #[command(flatten, next_help_heading = "Containers and processes")]
     policy: PolicyArgs,
+    #[command(flatten, next_help_heading = "Limits")]
+    limits: ServerLimits,
     #[command(flatten, next_help_heading = "Collection of unused images")]
     collect: CollectArgs,
     #[command(flatten, next_help_heading = "Image plugins")]
@@ -254,6 +257,7 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     options.plugins = args.plugins.plugins();
     options.registry = args.registry.policy()?;
     options.collect = args.collect.policy();
+    args.limits.apply(&mut options);
     if args.sync_unmount {
         options.unmount = Unmount::Sync;
     }

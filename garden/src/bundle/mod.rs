@@ -43,6 +43,8 @@ pub struct ContainerInput<'a> {
     pub ids: &'a [IdRange],
     /// Its bind mounts, as the shim will have staged them.
     pub binds: &'a [StagedBind],
+    /// Whether its view of its cgroups is several bind mounts, which need a place to be.
+    pub cgroup_tmpfs: bool,
     /// Whether its root filesystem is read-only.
     pub read_only: bool,
     /// Settings of its namespaces, by name. Not looked at for a pea, which has none of its own.
@@ -149,6 +151,7 @@ mod tests {
             hostname: "h",
             ids: IDS,
             binds: &[],
+            cgroup_tmpfs: false,
             read_only: false,
             sysctls: HashMap::new(),
         }

@@ -4,7 +4,7 @@
 //! Nothing here makes or removes cgroups and root filesystems; whoever calls owns those.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use garden_wire::{Kind, Role, Start};
 use oci_spec::runtime::Spec;
@@ -13,7 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::process::Streams;
 use crate::bundle::StagedBind;
-use crate::cgroup::Group;
+use crate::cgroup::{Cgroups, Group, Place};
 use crate::error::Error;
 use crate::model::BindMount;
 use crate::process::streams::{Input, Output, reader, writer};
@@ -178,6 +178,32 @@ pub(crate) async fn start(
     };
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(|fd| fd.as_fd()).collect();
     shim.start(start, &fds).await
+}
+
+/// The bind mounts that show a container or a pea the limits it has, read-only. On v1 they need
+/// their own tmpfs, and privileged ones have none there, as in Guardian.
+pub(crate) fn cgroup_views(
+    cgroups: &Cgroups,
+    place: &Place<'_>,
+    privileged: bool,
+) -> Vec<BindMount> {
+    // A pea within its container's limits looks at those.
+    let place = match place {
+        Place::Nested { container, .. } => &Place::Container(container),
+        other => other,
+    };
+    if privileged && !cgroups.is_pure_v2() {
+        return Vec::new();
+    }
+    cgroups
+        .views(place)
+        .into_iter()
+        .map(|(name, source)| BindMount {
+            source,
+            destination: Path::new("/sys/fs/cgroup").join(name),
+            writable: false,
+        })
+        .collect()
 }
 
 /// Opens the sources of bind mounts. Blocks. The mounts go to `passed`.

@@ -3,6 +3,7 @@
 //! - [`exits`]: exits by instance, as the supervisor reports them.
 //! - [`launch`]: starting a container's init, a process, a pea's process.
 //! - [`names`]: its `/etc/hosts` and `/etc/resolv.conf`.
+//! - [`oom`]: learning that it ran out of memory.
 //! - [`peas`]: what a pea needs from its container, for the life-cycle in `garden-peas`.
 //! - [`process`]: a process as its users see it.
 //!
@@ -12,6 +13,7 @@
 pub(crate) mod exits;
 pub(crate) mod launch;
 pub(crate) mod names;
+pub(crate) mod oom;
 pub(crate) mod peas;
 pub(crate) mod process;
 
@@ -50,6 +52,10 @@ pub(crate) struct Container {
     processes: Mutex<HashMap<ProcessId, Arc<ProcessEntry>>>,
     peas: OnceLock<PeaSet<PodHost>>,
     destroying: AtomicBool,
+    told: oom::Told,
+    throttled: AtomicBool,
+    /// Taken by whoever changes its limits.
+    pub(crate) limits_turn: tokio::sync::Semaphore,
 }
 
 impl Container {
@@ -76,6 +82,9 @@ impl Container {
             processes: Mutex::default(),
             peas: OnceLock::new(),
             destroying: AtomicBool::new(false),
+            told: oom::Told::default(),
+            throttled: AtomicBool::new(false),
+            limits_turn: tokio::sync::Semaphore::new(1),
         });
         tokio::spawn(follow(
             Arc::downgrade(&container),
@@ -119,6 +128,16 @@ impl Container {
             };
             PeaSet::new(Arc::new(PodHost::new(self)), policy)
         })
+    }
+
+    /// Whether its CPU share is lowered.
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.throttled.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether its CPU share is lowered.
+    pub(crate) fn set_throttled(&self, throttled: bool) {
+        self.throttled.store(throttled, Ordering::Relaxed);
     }
 
     /// Takes it out of service. `false` when somebody has done so already.

@@ -19,7 +19,7 @@ use super::{Container, exits, names};
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
 use crate::error::Error;
-use crate::model::{BindMount, DiskLimit, Handle, ImageRef, ProcessSpec};
+use crate::model::{BindMount, DiskLimit, Handle, ImageRef, Limits, ProcessSpec};
 use crate::runtime::shim::Shim;
 use crate::services::{self, Services};
 use crate::{env, users};
@@ -167,7 +167,10 @@ impl parts::Launcher for Pod {
             .make_group(&record.cgroup, &instance, &process, privileged)
             .await?;
         let mut passed = Passed::default();
-        let mut binds = root.binds.clone();
+        let place = place(&record.cgroup, &instance, process.own_limits.is_some());
+        let mut binds = launch::cgroup_views(&self.services.cgroups, &place, privileged);
+        let cgroup_tmpfs = binds.len() > 1;
+        binds.extend(root.binds.iter().cloned());
         binds.extend(process.bind_mounts.iter().cloned());
         let mut binds = launch::open_binds(&binds, &mut passed)?;
         let shared = names::open(container.dir.fd(), binds.len(), &mut passed)?;
@@ -186,6 +189,7 @@ impl parts::Launcher for Pod {
             hostname: &hostname,
             ids: &ids,
             binds: &binds,
+            cgroup_tmpfs,
             read_only: false,
             sysctls: std::collections::HashMap::new(),
         };
@@ -221,6 +225,13 @@ impl parts::Launcher for Pod {
         let (pid, master) = launch::start(&shim, order, passed).await.inspect_err(|_| {
             container.exits.forget(&instance);
         })?;
+        let completed = self
+            .complete_group(&record.cgroup, &instance, &process)
+            .await;
+        if let Err(error) = completed {
+            let _ = shim.signal(&instance, 9).await;
+            return Err(error);
+        }
         let made = match (ends, master) {
             (Some(ends), _) => launch::streams(ends, &shim, &instance)?,
             (None, Some(master)) => launch::terminal(master, &shim, &instance)?,
@@ -249,17 +260,45 @@ impl Pod {
     ) -> Result<Group, Error> {
         let services = Arc::clone(&self.services);
         let (cgroup, instance) = (cgroup.to_owned(), instance.to_owned());
-        let own = process.own_limits.clone();
+        let (own, limits) = (process.own_limits.is_some(), limits(process));
         let made = self.services.files.run(move || {
-            let place = place(&cgroup, &instance, own.is_some());
-            let limits = own.unwrap_or_default();
+            let place = place(&cgroup, &instance, own);
             let devices = Services::devices(privileged);
-            let group = services.cgroups.create(&place, &limits, devices)?;
-            services.cgroups.limit_cpu(&place, &limits)?;
-            Ok::<_, crate::cgroup::CgroupError>(group)
+            services.cgroups.create(&place, &limits, devices)
         });
         Ok(made.await??)
     }
+
+    /// Takes back the room that starting the pea needed, where it had any.
+    async fn complete_group(
+        &self,
+        cgroup: &str,
+        instance: &str,
+        process: &ProcessSpec,
+    ) -> Result<(), Error> {
+        let (own, limits) = (process.own_limits.is_some(), limits(process));
+        let cgroups = self.services.cgroups.clone();
+        if !cgroups.is_incomplete(&place(cgroup, instance, own), &limits) {
+            return Ok(());
+        }
+        let (cgroup, instance) = (cgroup.to_owned(), instance.to_owned());
+        let done = self.services.files.run(move || {
+            let place = place(&cgroup, &instance, own);
+            match cgroups.complete(&place, &limits) {
+                // It has ended, and its teardown was faster.
+                Err(_) if !cgroups.exists(&place) => Ok(()),
+                other => other,
+            }
+        });
+        Ok(done.await??)
+    }
+}
+
+/// The limits of a pea's own group.
+pub(crate) fn limits(process: &ProcessSpec) -> Limits {
+    let own = process.own_limits.clone().unwrap_or_default();
+    let pids = [own.pids, process.pids].into_iter().flatten().min();
+    Limits { pids, ..own }
 }
 
 /// The executable and its arguments.

@@ -23,7 +23,7 @@ use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
 use crate::container::exits::Exits;
 use crate::container::launch::{self, Passed, StartOrder};
-use crate::container::{Container, names, peas};
+use crate::container::{self, Container, names, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
 use crate::ids::on_host;
@@ -65,6 +65,7 @@ impl Manager {
             return Err(Error::Invalid(text.to_owned()));
         }
         let image = self.image_of(&spec)?;
+        services.cgroups.check(&spec.limits)?;
         spec.image = Some(image.clone());
         let Some(dir) = self.reserve(&handle)? else {
             return Err(Error::HandleInUse(handle));
@@ -184,12 +185,13 @@ impl Manager {
         let started = self.start_init(handle, (record, &dir), &shim, rootfs, group);
         let pid = stage("init", started).await?;
         let root = open_root(pid)?;
-        if record.spec.limits.cpu_shares.is_some() {
+        let place = Place::Container(&record.cgroup);
+        if services.cgroups.is_incomplete(&place, &record.spec.limits) {
             let cgroups = services.cgroups.clone();
             let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
             let limited = services
                 .files
-                .run(move || cgroups.limit_cpu(&Place::Container(&name), &limits));
+                .run(move || cgroups.complete(&Place::Container(&name), &limits));
             limited.await??;
         }
         record.init_pid = pid;
@@ -198,9 +200,9 @@ impl Manager {
         let services = Arc::clone(services);
         let record = record.clone();
         let handle = handle.clone();
-        Ok(Container::new(
-            handle, dir, services, shim, exits, root, record, events,
-        ))
+        let container = Container::new(handle, dir, services, shim, exits, root, record, events);
+        container::oom::watch(&container).await;
+        Ok(container)
     }
 
     async fn start_init(
@@ -215,7 +217,10 @@ impl Manager {
         let privileged = record.spec.privileged;
         let hostname = peas::hostname(handle);
         // What an image plugin wants comes first, so that the user's own can cover it.
-        let mut binds = rootfs.binds;
+        let place = Place::Container(&record.cgroup);
+        let mut binds = launch::cgroup_views(&services.cgroups, &place, privileged);
+        let cgroup_tmpfs = binds.len() > 1;
+        binds.extend(rootfs.binds);
         binds.extend(record.spec.bind_mounts.iter().cloned());
         let directory = dir.fd().try_clone_to_owned();
         let directory =
@@ -255,6 +260,7 @@ impl Manager {
             hostname: &hostname,
             ids: &record.ids,
             binds: &staged,
+            cgroup_tmpfs,
             read_only: false,
             sysctls,
         };

@@ -139,6 +139,8 @@ impl Manager {
                 self.take_up_process(&container, process, state, exit).await;
             }
         }
+        super::limits::settle(&container).await;
+        crate::container::oom::watch(&container).await;
         tracing::info!(%handle, processes = states.len(), "container found");
         self.insert(container);
         Ok(())
@@ -233,7 +235,7 @@ impl Manager {
             },
         };
         match container.peas().adopt(found) {
-            Ok(pea) => follow_pea(container, entry, pea),
+            Ok(pea) => follow_pea(container, entry, pea, process.own_limits),
             Err(error) => tracing::warn!(process = %process.id, %error, "pea not taken up"),
         }
     }

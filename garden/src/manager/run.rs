@@ -14,9 +14,10 @@ use crate::cgroup::Group;
 use crate::container::launch::{self, Passed, StartOrder};
 use crate::container::peas::{self, PeaImage, PeaSpec};
 use crate::container::process::ProcessEntry;
-use crate::container::{Container, exits};
+use crate::container::{Container, exits, oom};
 use crate::depot::{ContainerRecord, ProcessRecord};
 use crate::error::Error;
+use crate::metrics::Seat;
 use crate::model::{Exit, Handle, ProcessId, ProcessSpec};
 use crate::process::Attachment;
 use crate::services::{self, Services, new_instance};
@@ -49,6 +50,14 @@ impl Manager {
                     .to_owned(),
             ));
         }
+        if !spec.is_pea() && spec.pids.is_some() {
+            return Err(Error::Invalid(
+                "a limit on processes is for a process with an image: others share their \
+                 container's"
+                    .to_owned(),
+            ));
+        }
+        self.services().cgroups.check(&peas::limits(&spec))?;
         // On a task of its own: what has begun to start is either known or undone, whatever
         // becomes of the caller.
         let task = tokio::spawn(start(container, spec));
@@ -167,6 +176,9 @@ pub(super) fn follow_exec(
     let container = Arc::downgrade(container);
     tokio::spawn(async move {
         if let Some(record) = exits::wait(exit).await {
+            if let (true, Some(container)) = (record.out_of_memory, container.upgrade()) {
+                tell_out_of_memory(&container, &entry, false).await;
+            }
             entry.announce(exit_of(&record)).await;
             log_exit(&entry, &record);
             let forgotten = container
@@ -247,7 +259,7 @@ async fn start_pea(
         ));
     };
     entry.started(pea.pid, streams);
-    follow_pea(container, entry, pea);
+    follow_pea(container, entry, pea, own_limits);
     Ok(())
 }
 
@@ -256,17 +268,41 @@ pub(super) fn follow_pea(
     container: &Arc<Container>,
     entry: &Arc<ProcessEntry>,
     pea: Pea<ExitRecord>,
+    own_limits: bool,
 ) {
+    let seat = Seat {
+        container: Arc::downgrade(container),
+        instance: entry.instance.clone(),
+        own_limits,
+    };
+    container.services.pea_index.add(entry.id.clone(), seat);
     let (container, entry) = (Arc::downgrade(container), Arc::clone(entry));
     tokio::spawn(async move {
-        if let Ok(record) = pea.wait().await {
+        let ended = pea.wait().await;
+        let container = container.upgrade();
+        if let Some(container) = &container {
+            let index = &container.services.pea_index;
+            index.remove(&entry.id, &entry.instance);
+        }
+        if let Ok(record) = ended {
+            if let (Some(container), true) = (&container, record.out_of_memory) {
+                tell_out_of_memory(container, &entry, own_limits).await;
+            }
             entry.announce(exit_of(&record)).await;
             log_exit(&entry, &record);
-            if let Some(container) = container.upgrade() {
+            if let Some(container) = container {
                 container.forget_waited(&entry);
             }
         }
     });
+}
+
+/// Has what the exit of a process says of its memory known before the exit is.
+async fn tell_out_of_memory(container: &Arc<Container>, entry: &ProcessEntry, own_limits: bool) {
+    tracing::info!(handle = %container.handle, process = %entry.id, "ran out of memory");
+    if !own_limits {
+        oom::look(container).await;
+    }
 }
 
 /// How long it took from the moment the supervisor reaped it until all attachments knew.
