@@ -46,15 +46,18 @@ impl Drop for Raw {
     }
 }
 
-/// Tells the process each new size. Ends never.
+/// Tells the process the size, and each new one. Ends never.
 pub(crate) async fn follow_size(input: Input) {
     let Ok(mut changed) = signal(SignalKind::window_change()) else {
         return std::future::pending().await;
     };
-    while changed.recv().await.is_some() {
+    loop {
+        // Also at first: it may have changed since the process was asked for, unheard.
         if let Some(size) = size() {
             input.resize(size).await;
         }
+        if changed.recv().await.is_none() {
+            return std::future::pending().await;
+        }
     }
-    std::future::pending().await
 }

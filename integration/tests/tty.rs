@@ -70,7 +70,7 @@ fn it_follows_the_size_of_the_callers_and_gives_it_back() {
     check(|world| {
         let app = App::start(world)?;
         let script = "stty size; trap 'echo now $(stty size)' WINCH; echo up; \
-                      while :; do read line && echo got $line && [ $line = end ] && exit 9; done";
+                      while :; do read line && echo got $line && [ x$line = xend ] && exit 9; done";
         let args = ["exec", "app", "-t", "-i", "--", "sh", "-c", script];
         let mut terminal = app.cli().start_on_terminal(&args, (100, 30))?;
         terminal.wait_for("30 100")?;
