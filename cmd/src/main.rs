@@ -8,6 +8,7 @@
 mod commands;
 mod failure;
 mod host;
+mod lab;
 mod logging;
 mod progress;
 mod reach;
@@ -21,8 +22,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    create, doctor, exec, inspect, ls, pea, pull, rm, rootfs, run, scale, server, stop, stream_in,
-    teardown,
+    create, doctor, exec, inspect, ls, pea, pull, repro, rm, rootfs, run, scale, server, stop,
+    stream_in, teardown,
 };
 use crate::reach::Target;
 
@@ -54,6 +55,8 @@ enum Verb {
     #[command(subcommand)]
     Teardown(teardown::TeardownVerb),
     Scale(scale::ScaleArgs),
+    #[command(subcommand)]
+    Repro(repro::ReproVerb),
     Server(server::ServerArgs),
 }
 
@@ -97,6 +100,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,
         Verb::Scale(args) => scale::run(args).await,
+        Verb::Repro(verb) => repro::run(verb).await,
         Verb::Server(args) => server::run(&target, args).await,
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod inspect;
 pub(crate) mod ls;
 pub(crate) mod pea;
 pub(crate) mod pull;
+pub(crate) mod repro;
 pub(crate) mod rm;
 pub(crate) mod rootfs;
 pub(crate) mod run;
