@@ -13,17 +13,18 @@ mod logging;
 mod progress;
 mod reach;
 mod registry;
+mod settings;
 mod streams;
 mod table;
 mod values;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    create, doctor, exec, inspect, ls, pea, pull, repro, rm, rootfs, run, scale, server, stop,
-    stream_in, teardown,
+    config, create, doctor, exec, inspect, ls, pea, pull, repro, rm, rootfs, run, scale, server,
+    stop, stream_in, teardown,
 };
 use crate::reach::Target;
 
@@ -58,6 +59,7 @@ enum Verb {
     #[command(subcommand)]
     Repro(repro::ReproVerb),
     Server(server::ServerArgs),
+    Config(config::ConfigVerb),
 }
 
 fn main() -> ExitCode {
@@ -65,7 +67,18 @@ fn main() -> ExitCode {
     if let Some((program, words)) = rootfs::called(std::env::args_os()) {
         return rootfs::main(&program, words);
     }
-    let cli = Cli::parse();
+    let expanded = match settings::expand(&Cli::command(), std::env::args_os().collect()) {
+        Ok(expanded) => expanded,
+        Err(error) => return failure::report(&error),
+    };
+    let matches = Cli::command().get_matches_from(&expanded.words);
+    let mut cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    if let Verb::Config(args) = &mut cli.verb {
+        args.explain(Cli::command(), &matches, &expanded);
+    }
     logging::start(matches!(cli.verb, Verb::Server(_)));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -102,5 +115,6 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Scale(args) => scale::run(args).await,
         Verb::Repro(verb) => repro::run(verb).await,
         Verb::Server(args) => server::run(&target, args).await,
+        Verb::Config(args) => config::run(&args),
     }
 }

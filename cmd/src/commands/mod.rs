@@ -1,5 +1,6 @@
 //! The verbs, one module each: its flags and what it does.
 
+pub(crate) mod config;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod exec;
