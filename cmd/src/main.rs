@@ -16,6 +16,7 @@ mod registry;
 mod settings;
 mod streams;
 mod table;
+mod terminal;
 mod values;
 
 use std::process::ExitCode;
@@ -23,8 +24,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    config, create, doctor, exec, inspect, ls, pea, pull, repro, rm, rootfs, run, scale, server,
-    stop, stream_in, teardown,
+    attach, config, create, doctor, exec, inspect, limits, ls, pea, pull, repro, rm, rootfs, run,
+    scale, server, stop, stream_in, teardown,
 };
 use crate::reach::Target;
 
@@ -43,8 +44,10 @@ enum Verb {
     Run(run::RunArgs),
     Create(create::CreateArgs),
     Exec(exec::ExecArgs),
+    Attach(attach::AttachArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
+    Limits(limits::LimitsArgs),
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
@@ -102,8 +105,10 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Run(args) => run::run(&target, args).await,
         Verb::Create(args) => create::run(&target, &args).await,
         Verb::Exec(args) => exec::run(&target, args).await,
+        Verb::Attach(args) => attach::run(&target, args).await,
         Verb::Ls(args) => ls::run(&target, &args).await,
         Verb::Inspect(args) => inspect::run(&target, &args).await,
+        Verb::Limits(args) => limits::run(&target, &args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,
         Verb::Rm(args) => rm::run(&target, &args).await,
         Verb::Pull(args) => pull::run(&target, args).await,
