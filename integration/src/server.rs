@@ -6,7 +6,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -99,6 +99,11 @@ impl<'w> Server<'w> {
         let mut cli = self.world.cli();
         cli.env.push(("GARDEN_SOCKET", self.socket.clone().into()));
         cli
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// The number of files that it has open; 0 when it does not run.
