@@ -1,6 +1,7 @@
 //! The verbs, one module each: its flags and what it does.
 
 pub(crate) mod attach;
+pub(crate) mod config;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod exec;
@@ -10,6 +11,7 @@ pub(crate) mod ls;
 pub(crate) mod pea;
 pub(crate) mod process;
 pub(crate) mod pull;
+pub(crate) mod repro;
 pub(crate) mod rm;
 pub(crate) mod rootfs;
 pub(crate) mod run;

@@ -17,6 +17,7 @@ use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 use super::server_limits::ServerLimits;
 use crate::reach::Target;
 use crate::registry::RegistryArgs;
+use crate::settings::ConfigArgs;
 use crate::{streams, values};
 
 /// Run the server; containers outlive it
@@ -58,6 +59,8 @@ pub(crate) struct ServerArgs {
     /// Where the store's file system has no quota: count what is used, or refuse disk limits
     #[arg(long, value_name = "HOW", value_enum, default_value = "account")]
     without_quota: OnNoQuota,
+    #[command(flatten)]
+    config: ConfigArgs,
     #[command(flatten, next_help_heading = "Containers and processes")]
     policy: PolicyArgs,
     #[command(flatten, next_help_heading = "Limits")]
@@ -237,6 +240,13 @@ impl PluginArgs {
                 self.privileged_image_plugin_extra_arg,
             ),
         }
+    }
+}
+
+impl ServerArgs {
+    /// Whether the values can be used, as far as nothing needs to be started to know.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.registry.policy().map(drop)
     }
 }
 
