@@ -14,7 +14,7 @@ use crate::{table, values};
 /// Run and list the sidecars of a container
 #[derive(Debug, Subcommand)]
 pub(crate) enum PeaVerb {
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     Ls(LsArgs),
 }
 
@@ -77,7 +77,7 @@ pub(crate) struct LsArgs {
 /// Does it.
 pub(crate) async fn run(target: &Target, verb: PeaVerb) -> Result<u8> {
     match verb {
-        PeaVerb::Run(args) => run_one(target, args).await,
+        PeaVerb::Run(args) => run_one(target, *args).await,
         PeaVerb::Ls(args) => list(target, &args).await,
     }
 }
