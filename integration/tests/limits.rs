@@ -72,7 +72,7 @@ fn out_of_memory(cli: &Cli) -> Result<usize> {
 #[test]
 fn limits_are_read_back_from_inside() {
     check(|world| {
-        let server = world.server_with(&["--cpu-quota-per-share", "10"])?;
+        let server = world.server_with(&["--cpu-quota-per-share", "100"])?;
         let cli = server.cli();
         let options = ["--memory", "64M", "--pids", "50", "--cpu-shares", "128"];
         let image = create(world, &cli, &options)?;
@@ -85,7 +85,7 @@ fn limits_are_read_back_from_inside() {
         );
         let quota_inside = exec(&cli, &quota())?;
         ensure!(
-            ["1280", "1280 100000"].contains(&quota_inside.as_str()),
+            ["12800", "12800 100000"].contains(&quota_inside.as_str()),
             "{quota_inside}"
         );
         // A pea within these limits sees them; what it has itself, if anything, is in its group.

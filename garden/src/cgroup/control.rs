@@ -6,8 +6,14 @@
 use std::path::PathBuf;
 
 use super::limit::{self, Order, When, Which};
-use super::{Alarm, CgroupError, Cgroups, Hierarchy, Place, Usage, files, usage};
+use super::weight::cpu_quota_us;
+use super::{Alarm, CgroupError, Cgroups, Entry, Hierarchy, Place, Usage, files, usage};
 use crate::model::{IoLimits, Limits};
+
+/// With fewer processes than this, those that set another up may find no room.
+const FEW_PIDS: u64 = 16;
+/// With less memory than this, in bytes, they may not either.
+const LITTLE_MEMORY: u64 = 32 << 20;
 
 impl Cgroups {
     pub(super) fn order<'a>(&'a self, limits: &'a Limits, when: When) -> Order<'a> {
@@ -17,6 +23,22 @@ impl Cgroups {
             policy: &self.policy,
             when,
             which: Which::Set,
+        }
+    }
+
+    /// How a process comes into a v2 group that has all of these limits upon it.
+    pub(super) fn entry(&self, limits: &[&Limits]) -> Entry {
+        let tight = |limits: &&&Limits| {
+            cpu_quota_us(limits, self.policy.cpu_quota_per_share).is_some()
+                || limits.pids.is_some_and(|pids| pids < FEW_PIDS)
+                || limits
+                    .memory_bytes
+                    .is_some_and(|bytes| bytes < LITTLE_MEMORY)
+        };
+        if limits.iter().any(|limits| tight(&limits)) {
+            Entry::Joined
+        } else {
+            Entry::Born
         }
     }
 

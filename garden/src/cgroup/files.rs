@@ -108,6 +108,16 @@ pub(super) fn open_tasks(path: &Path) -> Result<OwnedFd, CgroupError> {
         .map_err(failed("open", &file))
 }
 
+/// Opens the file by which a process moves itself into this v2 group, by writing `0`.
+pub(super) fn open_procs(path: &Path) -> Result<OwnedFd, CgroupError> {
+    let file = path.join("cgroup.procs");
+    OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .map(OwnedFd::from)
+        .map_err(failed("open", &file))
+}
+
 /// Opens a v2 group for a process to be born in.
 pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, CgroupError> {
     File::open(path)

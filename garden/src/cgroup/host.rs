@@ -34,7 +34,10 @@ fn mount_root(table: &str, place: &Path) -> String {
         (Path::new(fields.next()?) == place).then_some(root)
     });
     // A later mount covers an earlier one.
-    found.last().unwrap_or("/").to_owned()
+    found
+        .fold(None, |_, root| Some(root))
+        .unwrap_or("/")
+        .to_owned()
 }
 
 /// All hierarchies of the host.

@@ -14,7 +14,8 @@
 //! Garden writes these files itself: they are on the path of every create and every exit.
 //! A process joins v1 groups as its own last step before it becomes the user's program, through the
 //! open files of [`Group::joins`], so that limits neither slow nor count its set-up. Into a v2 group
-//! it is born ([`Group::directory`]): moving there later would wait for an RCU grace period. All
+//! it is born ([`Group::directory`]): moving there later would wait for an RCU grace period. Only
+//! where limits are so tight that its set-up would hit them does it move, which then costs less. All
 //! calls here block (a removal may wait for the kernel): run them on worker threads.
 
 mod base;
@@ -155,9 +156,16 @@ pub struct Group {
 
 impl Group {
     /// Adds the way into one hierarchy.
-    fn enter(&mut self, hierarchy: &Hierarchy, path: &Path) -> Result<(), CgroupError> {
-        if hierarchy.unified {
+    fn enter(
+        &mut self,
+        hierarchy: &Hierarchy,
+        path: &Path,
+        entry: Entry,
+    ) -> Result<(), CgroupError> {
+        if hierarchy.unified && entry == Entry::Born {
             self.directory = Some(files::open_directory(path)?);
+        } else if hierarchy.unified {
+            self.joins.push(files::open_procs(path)?);
         } else {
             self.joins.push(files::open_tasks(path)?);
         }
@@ -167,6 +175,15 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// How a process comes into its v2 group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    /// It is born there, and so are those that set it up.
+    Born,
+    /// It moves there when it is set up.
+    Joined,
 }
 
 /// Which processes may use which devices (v1 `devices` hierarchy): shared by all containers of
@@ -228,7 +245,8 @@ impl Cgroups {
     }
 
     /// Makes a group. One of the same name must not exist. Its limits hold as far as they do not
-    /// concern the set-up: [`Cgroups::complete`] sets the rest.
+    /// concern the set-up: [`Cgroups::complete`] sets the rest. `within` are those of the group
+    /// that it is nested in.
     ///
     /// # Errors
     /// The step the kernel refused; what was made is removed again. A limit that cannot be.
@@ -236,6 +254,7 @@ impl Cgroups {
         &self,
         place: &Place<'_>,
         limits: &Limits,
+        within: &Limits,
         devices: Devices,
     ) -> Result<Group, CgroupError> {
         limit::check(limits)?;
@@ -246,7 +265,12 @@ impl Cgroups {
         if let Some(first) = self.hierarchies.per_group().next() {
             files::make_new(&first.path.join(&relative))?;
         }
-        let made = self.make(&relative, place, limits, devices);
+        let entry = match place {
+            // Its limits come when it is set up.
+            Place::Container(_) => Entry::Born,
+            _ => self.entry(&[limits, within]),
+        };
+        let made = self.make(&relative, place, limits, devices, entry);
         if made.is_err() {
             let _ = self.remove_now(place);
         }
@@ -259,13 +283,18 @@ impl Cgroups {
         place: &Place<'_>,
         limits: &Limits,
         devices: Devices,
+        entry: Entry,
     ) -> Result<Group, CgroupError> {
         let mut group = Group::default();
         for hierarchy in self.hierarchies.per_group() {
             let path = hierarchy.path.join(relative);
             files::make(&path)?;
             if !(hierarchy.unified && matches!(place, Place::Container(_))) {
-                let order = self.order(limits, When::BeforeProgram);
+                let when = match entry {
+                    Entry::Born => When::BeforeProgram,
+                    Entry::Joined => When::Final,
+                };
+                let order = self.order(limits, when);
                 limit::write(hierarchy, &path, &order)?;
                 if !matches!(place, Place::Container(_)) {
                     limit::write_cpu(hierarchy, &path, &order)?;
@@ -279,7 +308,7 @@ impl Cgroups {
             } else {
                 path
             };
-            group.enter(hierarchy, &leaf)?;
+            group.enter(hierarchy, &leaf, entry)?;
         }
         self.restrict_devices(&mut group, devices)?;
         Ok(group)
@@ -297,7 +326,13 @@ impl Cgroups {
     ///
     /// # Errors
     /// When the group is gone.
-    pub fn open_container(&self, container: &str, devices: Devices) -> Result<Group, CgroupError> {
+    pub fn open_container(
+        &self,
+        container: &str,
+        limits: &Limits,
+        devices: Devices,
+    ) -> Result<Group, CgroupError> {
+        let entry = self.entry(&[limits]);
         let relative = self.relative(&Place::Container(container));
         let mut group = Group::default();
         for hierarchy in self.hierarchies.per_group() {
@@ -307,7 +342,7 @@ impl Cgroups {
             } else {
                 path
             };
-            group.enter(hierarchy, &leaf)?;
+            group.enter(hierarchy, &leaf, entry)?;
         }
         self.restrict_devices(&mut group, devices)?;
         Ok(group)
@@ -317,7 +352,7 @@ impl Cgroups {
     fn restrict_devices(&self, group: &mut Group, kind: Devices) -> Result<(), CgroupError> {
         if let Some(hierarchy) = self.hierarchies.devices() {
             let parent = hierarchy.path.join(&self.parent);
-            group.enter(hierarchy, &parent.join(devices::group(kind)))?;
+            group.enter(hierarchy, &parent.join(devices::group(kind)), Entry::Joined)?;
         }
         Ok(())
     }

@@ -29,13 +29,13 @@ fn root_a_group_is_made_with_limits_and_removed_whole() {
     let place = Place::Container("c");
     let group = cgroups
         .0
-        .create(&place, &limits, Devices::Unprivileged)
+        .create(&place, &limits, &Limits::default(), Devices::Unprivileged)
         .unwrap();
     assert!(!group.joins.is_empty() || group.directory.is_some());
     assert!(
         cgroups
             .0
-            .create(&place, &limits, Devices::Unprivileged)
+            .create(&place, &limits, &Limits::default(), Devices::Unprivileged)
             .is_err()
     );
     assert_eq!(
@@ -49,7 +49,12 @@ fn root_a_group_is_made_with_limits_and_removed_whole() {
     };
     cgroups
         .0
-        .create(&nested, &Limits::default(), Devices::Unprivileged)
+        .create(
+            &nested,
+            &Limits::default(),
+            &Limits::default(),
+            Devices::Unprivileged,
+        )
         .unwrap();
     let pids = cgroups
         .0
@@ -76,7 +81,12 @@ fn root_killing_a_group_ends_what_is_in_it() {
     let place = Place::Container("c");
     let group = cgroups
         .0
-        .create(&place, &Limits::default(), Devices::Unprivileged)
+        .create(
+            &place,
+            &Limits::default(),
+            &Limits::default(),
+            Devices::Unprivileged,
+        )
         .unwrap();
     let mut child = std::process::Command::new("sleep")
         .arg("1000")

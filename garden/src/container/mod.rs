@@ -71,6 +71,7 @@ impl Container {
         record: ContainerRecord,
         events: mpsc::UnboundedReceiver<Event>,
     ) -> Arc<Self> {
+        let told = oom::Told::new(record.oom_kills);
         let container = Arc::new(Self {
             handle,
             dir,
@@ -82,7 +83,7 @@ impl Container {
             processes: Mutex::default(),
             peas: OnceLock::new(),
             destroying: AtomicBool::new(false),
-            told: oom::Told::default(),
+            told,
             throttled: AtomicBool::new(false),
             limits_turn: tokio::sync::Semaphore::new(1),
         });

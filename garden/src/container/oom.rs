@@ -26,12 +26,25 @@ pub(crate) const OUT_OF_MEMORY: &str = "Out of memory";
 const LOOKS: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
+/// Between two looks at a container that is always at its limit.
+const AT_LEAST: Duration = Duration::from_millis(50);
+
 /// How far the kills in a container have been told.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     /// By group: the container's own under the empty name.
     kills: Mutex<HashMap<String, u64>>,
     watch: Mutex<Option<AbortHandle>>,
+}
+
+impl Told {
+    /// So many kills in the container's own group have been told.
+    pub(super) fn new(kills: u64) -> Self {
+        Self {
+            kills: Mutex::new(HashMap::from([(String::new(), kills)])),
+            watch: Mutex::default(),
+        }
+    }
 }
 
 impl Drop for Told {
@@ -42,10 +55,17 @@ impl Drop for Told {
     }
 }
 
-/// Begins to watch a container; also tells what happened while nobody did.
-pub(crate) async fn watch(container: &Arc<Container>) {
+/// Begins to watch a container, in the background; also tells what happened while nobody did.
+pub(crate) fn watch(container: &Arc<Container>) {
+    let task = tokio::spawn(begin(Arc::downgrade(container)));
+    *lock(&container.told.watch) = Some(task.abort_handle());
+}
+
+async fn begin(weak: Weak<Container>) {
+    let Some(container) = weak.upgrade() else {
+        return;
+    };
     let record = container.record();
-    lock(&container.told.kills).insert(String::new(), record.oom_kills);
     let cgroups = container.services.cgroups.clone();
     let alarm = container
         .services
@@ -64,8 +84,8 @@ pub(crate) async fn watch(container: &Arc<Container>) {
     };
     match listening {
         Ok(listening) => {
-            let task = tokio::spawn(follow(Arc::downgrade(container), listening));
-            *lock(&container.told.watch) = Some(task.abort_handle());
+            drop(container);
+            follow(weak, listening).await;
         }
         Err(error) => {
             // Exits still tell: only kills that end no process of ours go unseen.
@@ -86,7 +106,10 @@ async fn follow(container: Weak<Container>, alarm: Listening) {
         if known.is_none() || alarm.wait().await.is_err() {
             return;
         }
-        if alarm.sounds_before() && !look_until_told(&container).await {
+        if !alarm.sounds_before() {
+            // It also sounds for each time that memory was reclaimed at a limit.
+            tokio::time::sleep(AT_LEAST).await;
+        } else if !look_until_told(&container).await {
             return;
         }
     }

@@ -261,10 +261,15 @@ impl Pod {
         let services = Arc::clone(&self.services);
         let (cgroup, instance) = (cgroup.to_owned(), instance.to_owned());
         let (own, limits) = (process.own_limits.is_some(), limits(process));
+        let within = if own {
+            Limits::default()
+        } else {
+            self.container()?.record().spec.limits
+        };
         let made = self.services.files.run(move || {
             let place = place(&cgroup, &instance, own);
             let devices = Services::devices(privileged);
-            services.cgroups.create(&place, &limits, devices)
+            services.cgroups.create(&place, &limits, &within, devices)
         });
         Ok(made.await??)
     }

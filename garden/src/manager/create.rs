@@ -201,7 +201,7 @@ impl Manager {
         let record = record.clone();
         let handle = handle.clone();
         let container = Container::new(handle, dir, services, shim, exits, root, record, events);
-        container::oom::watch(&container).await;
+        container::oom::watch(&container);
         Ok(container)
     }
 
@@ -319,7 +319,7 @@ async fn make_group(services: &Arc<Services>, record: &ContainerRecord) -> Resul
     let devices = Services::devices(record.spec.privileged);
     let made = services
         .files
-        .run(move || cgroups.create(&Place::Container(&name), &limits, devices));
+        .run(move || cgroups.create(&Place::Container(&name), &limits, &limits, devices));
     Ok(made.await??)
 }
 

@@ -140,7 +140,7 @@ impl Manager {
             }
         }
         super::limits::settle(&container).await;
-        crate::container::oom::watch(&container).await;
+        crate::container::oom::watch(&container);
         tracing::info!(%handle, processes = states.len(), "container found");
         self.insert(container);
         Ok(())

@@ -203,11 +203,11 @@ async fn prepare(
     let files = &container.services.files;
     let container = Arc::clone(container);
     let services = Arc::clone(&container.services);
-    let cgroup = record.cgroup.clone();
+    let (cgroup, limits) = (record.cgroup.clone(), record.spec.limits.clone());
     let devices = Services::devices(record.spec.privileged);
     let prepared = files.run(move || {
         let user = users::resolve(container.root.as_fd(), user.as_deref().unwrap_or_default())?;
-        let group = services.cgroups.open_container(&cgroup, devices)?;
+        let group = services.cgroups.open_container(&cgroup, &limits, devices)?;
         Ok::<_, Error>((user, group))
     });
     prepared.await?

@@ -13,9 +13,9 @@ use super::process::Process;
 use crate::api::{Backend, Filters, StreamIn, TarStream};
 use crate::error::Error;
 use crate::model::{
-    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, Metrics, NetOutRule,
-    PortMapping, ProcessId, ProcessInfo, ProcessSpec, PullProgress, PullStage, PulledImage, Signal,
-    TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
+    Metrics, NetOutRule, PortMapping, ProcessId, ProcessInfo, ProcessSpec, PullProgress, PullStage,
+    PulledImage, Signal, TeardownStatus,
 };
 use crate::process::{Attachment, Control};
 
