@@ -119,16 +119,25 @@ pub(crate) fn create_pair(
                     });
                 });
         });
-    let step = || {
-        format!(
-            "make the veth pair {} on the bridge {}",
-            lease.names.host_interface, lease.names.bridge
-        )
-    };
+    // Where bridges pass frames through the packet filter (br_netfilter, as many hosts have it), a
+    // container that connects to its own mapped port is answered by its own port of the bridge.
+    let mut hairpin = by_name(NEW_LINK, &lease.names.host_interface);
+    hairpin.nest(link::INFO, |info| {
+        info.text(link::INFO_PORT_KIND, "bridge")
+            .nest(link::INFO_PORT_DATA, |data| {
+                data.bytes(link::HAIRPIN, &[1]);
+            });
+    });
     socket
-        .execute(&[message])
+        .execute(&[message, hairpin])
         .map(drop)
-        .map_err(|refusal| KernelError::new(step(), refusal))
+        .map_err(|refusal| {
+            let (pair, bridge) = (&lease.names.host_interface, &lease.names.bridge);
+            KernelError::new(
+                format!("make the veth pair {pair} on the bridge {bridge}"),
+                refusal,
+            )
+        })
 }
 
 /// Removes a link, and with it the other end of a pair.

@@ -23,9 +23,13 @@ pub(super) mod link {
     pub(in super::super) const INFO: u16 = 18;
     pub(in super::super) const INFO_KIND: u16 = 1;
     pub(in super::super) const INFO_DATA: u16 = 2;
+    pub(in super::super) const INFO_PORT_KIND: u16 = 4;
+    pub(in super::super) const INFO_PORT_DATA: u16 = 5;
     pub(in super::super) const NAMESPACE: u16 = 28;
     /// `VETH_INFO_PEER`: the other end, a link of its own.
     pub(in super::super) const PEER: u16 = 1;
+    /// `IFLA_BRPORT_MODE`: whether a bridge's port gets back what came from it.
+    pub(in super::super) const HAIRPIN: u16 = 4;
     /// `IFLA_BR_MCAST_SNOOPING`.
     pub(in super::super) const MULTICAST_SNOOPING: u16 = 23;
 }
