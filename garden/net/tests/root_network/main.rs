@@ -1,6 +1,6 @@
 //! The network on a real kernel, in namespaces of its own.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod costs;
 mod failing;

@@ -160,7 +160,7 @@ fn a_ruleset_that_somebody_emptied_is_mended() {
         let repair = world.host.run(|| network.repair()).unwrap();
         assert_eq!(
             repair.rebuilt,
-            [container.lease.handle.clone()],
+            std::slice::from_ref(&container.lease.handle),
             "after {harm}"
         );
         assert!(container.machine.dial(OUTSIDE, 80).is_ok(), "after {harm}");
