@@ -351,8 +351,13 @@ pub(crate) fn now_ms() -> u64 {
 pub(crate) fn process_state(pid: i32) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let state = status.lines().find_map(|line| line.strip_prefix("State:"));
-    state.map_or_else(
-        || "unknown (it may be gone by now)".to_owned(),
-        |text| text.trim().to_owned(),
-    )
+    let Some(state) = state else {
+        return "unknown (it may be gone by now)".to_owned();
+    };
+    // The function of the kernel that it sleeps in: of a frozen one, the freezer's.
+    let place = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    match place.trim() {
+        "" | "0" => state.trim().to_owned(),
+        place => format!("{}, waiting in {place}", state.trim()),
+    }
 }

@@ -11,6 +11,7 @@
 //! that happens *in* one is here. Nothing here removes anything: that is the teardown's.
 
 pub(crate) mod exits;
+pub(crate) mod groups;
 pub(crate) mod launch;
 pub(crate) mod names;
 pub(crate) mod oom;
@@ -25,13 +26,13 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use garden_peas::{PeaSet, Policy};
 use tokio::sync::mpsc;
 
-use crate::cgroup::Place;
 use crate::depot::{ContainerDir, ContainerRecord, DepotError};
 use crate::error::Error;
 use crate::model::{Handle, ProcessId};
 use crate::runtime::shim::{Event, Shim};
 use crate::services::{Services, lock};
 use exits::Exits;
+use groups::Groups;
 use peas::PodHost;
 use process::ProcessEntry;
 
@@ -239,12 +240,11 @@ async fn follow(
                 // Without its supervisor nobody would ever learn of its processes' ends.
                 tracing::error!(handle = %container.handle, "the supervisor died; killing its pod");
                 container.add_event("Supervisor died");
-                let name = container.record().cgroup;
-                let cgroups = container.services.cgroups.clone();
-                let killed = container
-                    .services
+                let services = Arc::clone(&container.services);
+                let pod = Arc::clone(&container);
+                let killed = services
                     .files
-                    .run(move || cgroups.kill(&Place::Container(&name)));
+                    .run(move || Groups::of(&pod).kill(&pod.services.cgroups));
                 if let Err(error) = killed.await.map_err(Error::from).and_then(|k| Ok(k?)) {
                     tracing::error!(handle = %container.handle, error = error.report(), "cannot kill the pod");
                 }

@@ -6,6 +6,7 @@
 //! serves meanwhile.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use garden_peas::Found;
@@ -17,7 +18,6 @@ use tokio::sync::watch;
 use super::create::{INIT, open_root};
 use super::run::{exit_of, follow_exec, follow_pea};
 use super::{Manager, cleaner};
-use crate::cgroup::Place;
 use crate::container::exits::Exits;
 use crate::container::peas::{self, PeaProcess};
 use crate::container::process::ProcessEntry;
@@ -26,7 +26,7 @@ use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle};
 use crate::runtime::shim::Shim;
-use crate::services::{new_instance, now_ms};
+use crate::services::{Services, new_instance, now_ms};
 
 impl Manager {
     pub(super) async fn restore(&self) -> Result<(), Error> {
@@ -267,7 +267,8 @@ impl Manager {
             }
             for name in services.depot.gone_names()? {
                 if !queue.has(&name) {
-                    let _ = std::fs::remove_dir_all(services.depot.gone(&name));
+                    // Retired, but its job was not on file yet. Its supervisor may still live.
+                    queue.enqueue(orphan(&services, name));
                 }
             }
             for group in services.cgroups.names() {
@@ -276,20 +277,30 @@ impl Manager {
                     || busy.iter().any(|handle| belongs(&group, handle));
                 if !in_use {
                     tracing::info!(group, "cgroup without an owner");
-                    let place = Place::Container(&group);
-                    let patience = std::time::Duration::from_secs(2);
-                    let killed = services.cgroups.kill(&place);
-                    let gone = killed.and_then(|()| services.cgroups.remove(&place, patience));
-                    if let Err(error) = gone {
-                        // Not a reason not to serve; the next start tries again.
-                        let error = crate::error::report(&error);
-                        tracing::warn!(group, error, "a cgroup without an owner stays");
-                    }
+                    // What lives in it may take its time to die; serving does not wait for that.
+                    queue.enqueue(orphan(&services, group));
                 }
             }
             Ok::<_, Error>(())
         });
         sweep.await?
+    }
+}
+
+/// What a name without a record may stand for: a retired directory, a cgroup, a root filesystem.
+/// Whatever of these there is goes.
+fn orphan(services: &Services, name: String) -> Target {
+    Target {
+        kind: JobKind::Container,
+        container: name.clone(),
+        process: None,
+        resources: Resources {
+            cgroups: vec![PathBuf::from(&name)],
+            rootfs: Some(name.clone()),
+            records: vec![services.depot.gone(&name)],
+            ..Resources::default()
+        },
+        instance: name,
     }
 }
 

@@ -24,6 +24,10 @@ use crate::error::Error;
 /// The file name of a shim's socket in its container's directory.
 pub const SOCKET: &str = "shim.sock";
 
+/// How long a supervisor may take for its first answer: it never blocks, so one that takes longer
+/// is stopped or stuck, and must not keep a server from serving.
+const HELLO_PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
 type Reply = (Answer, Vec<OwnedFd>);
 type Waiting = HashMap<u64, oneshot::Sender<Reply>>;
 
@@ -107,11 +111,14 @@ impl Shim {
             waiting,
             reader,
         }));
-        match shim
-            .ask(Request::Hello { protocol: PROTOCOL }, &[])
-            .await?
-            .0
-        {
+        let hello = shim.ask(Request::Hello { protocol: PROTOCOL }, &[]);
+        let (answer, _) =
+            tokio::time::timeout(HELLO_PATIENCE, hello)
+                .await
+                .map_err(|elapsed| {
+                    Error::host("the container's supervisor does not answer", elapsed)
+                })??;
+        match answer {
             Answer::Hello {
                 protocol,
                 processes,
@@ -297,5 +304,56 @@ async fn read(
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::os::fd::AsFd as _;
+
+    /// Connects to a supervisor that answers the first request with these words.
+    async fn greet(answer: Value) -> Result<usize, Error> {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = std::fs::File::open(directory.path()).unwrap();
+        let listener = listen(opened.as_fd()).unwrap();
+        let supervisor = std::thread::spawn(move || {
+            let server = rustix::net::accept(&listener).unwrap();
+            let asked = garden_wire::receive::<Value>(server.as_fd()).unwrap();
+            let sequence = &asked.value["sequence"];
+            let message = json!({"is": "answer", "sequence": sequence, "answer": answer});
+            garden_wire::send(server.as_fd(), &message, &[]).unwrap();
+        });
+        let connected = Shim::connect(opened.as_fd()).await;
+        supervisor.join().unwrap();
+        connected.map(|(_, processes, _)| processes.len())
+    }
+
+    /// As the first release wrote it, and as later ones must go on reading it.
+    #[tokio::test]
+    async fn a_supervisor_of_the_first_release_is_understood() {
+        let process = json!({"id": "init", "kind": "init", "pid": 7});
+        let hello = json!({"answer": "hello", "protocol": 1, "processes": [process]});
+        assert_eq!(greet(hello).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_supervisor_says_beyond_what_is_known_is_passed_over() {
+        let process = json!({"id": "init", "kind": "init", "pid": 7, "mood": "fine"});
+        let hello = json!({"answer": "hello", "protocol": 1, "processes": [process], "x": 1});
+        assert_eq!(greet(hello).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_of_a_newer_release_is_refused_with_both_versions() {
+        let hello = json!({"answer": "hello", "protocol": PROTOCOL + 1, "processes": []});
+        let error = greet(hello).await.unwrap_err();
+        let text = error.report();
+        let newer = (PROTOCOL + 1).to_string();
+        assert!(
+            text.contains("newer release") && text.contains(&newer),
+            "{text}"
+        );
     }
 }
