@@ -1,6 +1,8 @@
 //! Values of flags that need more than parsing a number.
 
-use garden::model::{BindMount, Handle, IdError};
+use std::time::Duration;
+
+use garden::model::{BindMount, Handle, IdError, ProcessId, Rlimit};
 use garden_rootfs::Space;
 
 /// A size in bytes: a number with an optional unit, `64M`, `1.5g`, `4096`.
@@ -76,6 +78,23 @@ pub(crate) fn space(text: &str) -> Result<Space, String> {
     }
 }
 
+/// A time as Go's flags have it, of one unit: `90s`, `5m`, `1h`, `500ms`; 0 is none at all.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().unwrap_or(u64::MAX);
+    let ms = match text.get(digits.len()..) {
+        Some("ms") => Some(1),
+        Some("s") => Some(1000),
+        Some("m") => Some(60_000),
+        Some("h") => Some(3_600_000),
+        Some("") if number == 0 => Some(0),
+        _ => None,
+    };
+    ms.and_then(|ms: u64| number.checked_mul(ms))
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is not a time: give a number with ms, s, m or h, like 5m"))
+}
+
 /// `K=V`.
 pub(crate) fn assignment(text: &str) -> Result<String, String> {
     match text.split_once('=') {
@@ -84,32 +103,80 @@ pub(crate) fn assignment(text: &str) -> Result<String, String> {
     }
 }
 
-/// A bind mount: `/on/the/host:/inside`, with `:rw` behind it if it may be written to.
-pub(crate) fn bind(text: &str) -> Result<BindMount, String> {
-    let wrong = || format!("{text:?}: write /ON/THE/HOST:/INSIDE, or /ON/THE/HOST:/INSIDE:rw");
-    let (places, writable) = match text.strip_suffix(":rw") {
-        Some(places) => (places, true),
-        None => (text.strip_suffix(":ro").unwrap_or(text), false),
-    };
-    match places.split_once(':') {
-        Some((source, destination))
-            if source.starts_with('/')
-                && destination.starts_with('/')
-                && !destination.contains(':') =>
-        {
-            Ok(BindMount {
-                source: source.into(),
-                destination: destination.into(),
-                writable,
-            })
-        }
-        _ => Err(wrong()),
-    }
-}
-
 /// A container's name.
 pub(crate) fn handle(text: &str) -> Result<Handle, IdError> {
     text.parse()
+}
+
+/// A process's name.
+pub(crate) fn process_id(text: &str) -> Result<ProcessId, IdError> {
+    text.parse()
+}
+
+/// `SRC:DST`, with `:ro` or `:rw`. The source is made absolute: the server has another directory.
+pub(crate) fn volume(text: &str) -> Result<BindMount, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is not a bind mount: write SOURCE:DESTINATION, and :ro behind it to forbid \
+             writing; the destination begins with /"
+        )
+    };
+    let (paths, writable) = match text.rsplit_once(':') {
+        Some((paths, "ro")) => (paths, false),
+        Some((paths, "rw")) => (paths, true),
+        _ => (text, true),
+    };
+    let (source, destination) = paths.split_once(':').ok_or_else(wrong)?;
+    if source.is_empty() || !destination.starts_with('/') {
+        return Err(wrong());
+    }
+    Ok(BindMount {
+        source: std::path::absolute(source).map_err(|_| wrong())?,
+        destination: destination.into(),
+        writable,
+    })
+}
+
+/// What a process's use of can be limited, as setrlimit(2) has it.
+const RESOURCES: [&str; 15] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "sigpending",
+    "stack",
+];
+
+/// `NAME=N`, where N may be `unlimited`.
+pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is not a resource limit: write NAME=NUMBER, like nofile=1024, or \
+             NAME=unlimited"
+        )
+    };
+    let (name, value) = text.split_once('=').ok_or_else(wrong)?;
+    let value = match value {
+        "unlimited" => u64::MAX,
+        number => number.parse().map_err(|_| wrong())?,
+    };
+    let name = name.to_ascii_lowercase();
+    if !RESOURCES.contains(&name.as_str()) {
+        let known = RESOURCES.join(" ");
+        return Err(format!(
+            "there is no resource limit {name:?}: use one of {known}"
+        ));
+    }
+    Ok(Rlimit { name, value })
 }
 
 #[cfg(test)]
@@ -136,16 +203,6 @@ mod tests {
     }
 
     #[test]
-    fn bind_mounts() {
-        let mount = bind("/a:/b:rw").unwrap();
-        assert!(mount.writable && mount.destination == std::path::Path::new("/b"));
-        assert!(!bind("/a:/b").unwrap().writable && !bind("/a:/b:ro").unwrap().writable);
-        for wrong in ["/a", "a:/b", "/a:b", "/a:/b:/c", ":rw"] {
-            assert!(bind(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn sizes_are_read_as_docker_reads_them() {
         assert_eq!(size("4096"), Ok(4096));
         assert_eq!(size("64M"), Ok(64 << 20));
@@ -153,6 +210,37 @@ mod tests {
         assert_eq!(size("2kb"), Ok(2048));
         for wrong in ["12q", "", "M", "-1", "1..5", "0", "99999999999T", "1e3"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bind_mounts_are_read_as_docker_reads_them() {
+        let bind = volume("/a:/b:ro").unwrap();
+        assert_eq!(bind.source, std::path::Path::new("/a"));
+        assert_eq!(bind.destination, std::path::Path::new("/b"));
+        assert!(!bind.writable);
+        assert!(volume("/a:/b").unwrap().writable);
+        assert!(volume("a:/b").unwrap().source.is_absolute());
+        for wrong in ["/a", "/a:b", ":/b", "ro", "/a:ro"] {
+            assert!(volume(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(time("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(time("0"), Ok(Duration::ZERO));
+        for wrong in ["", "5", "m", "-1s", "1h30m", "99999999999999999999h"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn resource_limits() {
+        assert_eq!(rlimit("NOFILE=7").unwrap().name, "nofile");
+        assert_eq!(rlimit("core=unlimited").unwrap().value, u64::MAX);
+        for wrong in ["nofile", "nofile=", "=7", "nofile=-1", "teeth=1"] {
+            assert!(rlimit(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -24,6 +24,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::IdRange;
 use crate::model::{ContainerSpec, Handle, ProcessId};
 
 /// The version of the records.
@@ -90,6 +91,9 @@ pub struct ContainerRecord {
     pub spec: ContainerSpec,
     /// The environment of its image.
     pub image_env: Vec<String>,
+    /// The id map of its user namespace; empty when it is privileged, or of an earlier release.
+    #[serde(default)]
+    pub ids: Vec<IdRange>,
     /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
     /// Whether it was stopped.
@@ -116,6 +120,7 @@ impl ContainerRecord {
             cgroup,
             spec,
             image_env: Vec::new(),
+            ids: Vec::new(),
             created_ms,
             stopped: false,
             events: Vec::new(),

@@ -414,7 +414,7 @@ pub struct NetOutRule {
 }
 
 /// A terminal size in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowSize {
     /// Columns; 0 means the default of 80.
     pub columns: u16,

@@ -144,6 +144,11 @@ impl<'w> Server<'w> {
         http::ask(&self.socket, "POST", target, Some(body))
     }
 
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The number of files that it has open; 0 when it does not run.
     pub fn open_files(&self) -> usize {
         self.child

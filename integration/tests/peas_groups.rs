@@ -107,11 +107,11 @@ fn a_pea_does_not_have_its_containers_mounts_but_its_own() {
         ensure!(inside.ends_with("container"), "{inside}");
         let run = ["pea", "run", "app", "--image", &image];
         ensure!(cli.output(&[&run[..], &show].concat())? == "none\n");
-        let bind = format!("{}:/mnt/here", of_pea.display());
-        let mounted = cli.output(&[&run[..], &["--bind", &bind], &show].concat())?;
+        let bind = format!("{}:/mnt/here:ro", of_pea.display());
+        let mounted = cli.output(&[&run[..], &["-v", &bind], &show].concat())?;
         ensure!(mounted.ends_with("pea"), "{mounted}");
         let script = ["--", "/bin/sh", "-c", "echo x > /mnt/here/new"];
-        let written = cli.run(&[&run[..], &["--bind", &bind], &script].concat())?;
+        let written = cli.run(&[&run[..], &["-v", &bind], &script].concat())?;
         ensure!(
             written.code != Some(0),
             "a read-only mount was written to: {written:?}"

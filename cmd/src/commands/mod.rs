@@ -1,5 +1,7 @@
 //! The verbs, one module each: its flags and what it does.
 
+pub(crate) mod attach;
+pub(crate) mod config;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod exec;
@@ -7,7 +9,9 @@ pub(crate) mod inspect;
 pub(crate) mod limits;
 pub(crate) mod ls;
 pub(crate) mod pea;
+pub(crate) mod process;
 pub(crate) mod pull;
+pub(crate) mod repro;
 pub(crate) mod rm;
 pub(crate) mod rootfs;
 pub(crate) mod run;

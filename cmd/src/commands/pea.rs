@@ -3,11 +3,12 @@
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use garden::client::Wanted;
-use garden::model::{BindMount, Handle, Limits, ProcessId, ProcessSpec};
+use garden::model::{BindMount, Handle, Limits, ProcessSpec};
 
 use super::create::DiskArgs;
 use super::limits::ShareArgs;
-use super::{exec, print, print_json, program};
+use super::process::ProcessArgs;
+use super::{exec, print, print_json};
 use crate::reach::Target;
 use crate::{table, values};
 
@@ -32,19 +33,12 @@ pub(crate) struct RunArgs {
     /// Environment of the process; repeatable
     #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
     env: Vec<String>,
-    /// User of the pea's image: name, uid, uid:gid or name:group [default: root]
-    #[arg(long, short, value_name = "USER")]
-    user: Option<String>,
-    /// Working directory, made when missing [default: /]
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
-    /// Name of the pea in its container [default: a generated one]
-    #[arg(long, value_name = "ID")]
-    id: Option<ProcessId>,
-    /// Host path inside it, read-only unless it ends in :rw; repeatable. The container's own are
+    #[command(flatten)]
+    process: ProcessArgs,
+    /// Host path inside the pea, writable unless `:ro`; repeatable. The container's own are
     /// not inherited
-    #[arg(long = "bind", value_name = "SOURCE:DESTINATION[:rw]", value_parser = values::bind)]
-    binds: Vec<BindMount>,
+    #[arg(long, short, value_name = "SRC:DST[:ro|rw]", value_parser = values::volume)]
+    volume: Vec<BindMount>,
     /// A cgroup beside the container's instead of one within its limits
     #[arg(long)]
     own_limits: bool,
@@ -84,7 +78,6 @@ pub(crate) async fn run(target: &Target, verb: PeaVerb) -> Result<u8> {
 
 async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
     let client = target.server().await?;
-    let (path, arguments) = program(&args.command);
     if args.share.any() && !args.own_limits {
         bail!("a share of CPU or disks is for a cgroup of its own: add --own-limits");
     }
@@ -95,21 +88,16 @@ async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
         })
     });
     let spec = ProcessSpec {
-        id: args.id,
-        bind_mounts: args.binds,
-        path,
-        args: arguments,
         env: args.env,
-        user: args.user,
-        dir: args.cwd,
+        bind_mounts: args.volume,
         image: Some(super::image(&args.image)?),
         own_limits,
         disk: args.disk.limit(),
         pids: args.pids,
-        ..ProcessSpec::default()
+        ..args.process.spec(&args.command)
     };
     let process = client.run(&args.name, &spec, Wanted::ALL).await?;
-    exec::follow(process).await
+    exec::follow(process, args.process.tty).await
 }
 
 async fn list(target: &Target, args: &LsArgs) -> Result<u8> {

@@ -2,6 +2,7 @@
 //!
 //! - [`exits`]: exits by instance, as the supervisor reports them.
 //! - [`launch`]: starting a container's init, a process, a pea's process.
+//! - [`names`]: its `/etc/hosts` and `/etc/resolv.conf`.
 //! - [`oom`]: learning that it ran out of memory.
 //! - [`peas`]: what a pea needs from its container, for the life-cycle in `garden-peas`.
 //! - [`process`]: a process as its users see it.
@@ -11,6 +12,7 @@
 
 pub(crate) mod exits;
 pub(crate) mod launch;
+pub(crate) mod names;
 pub(crate) mod oom;
 pub(crate) mod peas;
 pub(crate) mod process;
@@ -129,11 +131,6 @@ impl Container {
         })
     }
 
-    /// Whether it is unprivileged or not.
-    pub(crate) fn privileged(&self) -> bool {
-        lock(&self.record).spec.privileged
-    }
-
     /// Whether its CPU share is lowered.
     pub(crate) fn is_throttled(&self) -> bool {
         self.throttled.load(Ordering::Relaxed)
@@ -185,6 +182,16 @@ impl Container {
         {
             processes.remove(&entry.id);
         }
+    }
+
+    /// Forgets a process that has ended and whose end somebody was told of, where the operator
+    /// wants that. Its records on file are its follower's to remove.
+    pub(crate) fn forget_waited(&self, entry: &Arc<ProcessEntry>) -> bool {
+        let forget = self.services.options.policy.forget_waited && entry.waited();
+        if forget {
+            self.unreserve(entry);
+        }
+        forget
     }
 
     /// A process or a pea, also one that has ended.

@@ -15,13 +15,13 @@ use tokio::sync::watch;
 
 use super::launch::{self, Passed, StartOrder};
 use super::process::Streams;
-use super::{Container, exits};
+use super::{Container, exits, names};
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
 use crate::error::Error;
 use crate::model::{BindMount, DiskLimit, Handle, ImageRef, Limits, ProcessSpec};
 use crate::runtime::shim::Shim;
-use crate::services::Services;
+use crate::services::{self, Services};
 use crate::{env, users};
 
 /// One container as a home for peas.
@@ -109,10 +109,12 @@ impl parts::Rootfs for Pod {
     type Error = Error;
 
     async fn create(&self, id: &str, wanted: &PeaImage) -> Result<PeaRoot, Error> {
-        let privileged = self.container()?.privileged();
+        let record = self.container()?.record();
+        let privileged = record.spec.privileged;
+        let ids = self.services.ids(&record);
         let rootfs = self
             .services
-            .make_rootfs(id, &wanted.image, privileged, wanted.disk)
+            .make_rootfs(id, &wanted.image, privileged, &ids, wanted.disk)
             .await?;
         Ok(PeaRoot {
             mount: Arc::new(rootfs.mount),
@@ -170,7 +172,11 @@ impl parts::Launcher for Pod {
         let cgroup_tmpfs = binds.len() > 1;
         binds.extend(root.binds.iter().cloned());
         binds.extend(process.bind_mounts.iter().cloned());
-        let binds = launch::open_binds(&binds, &mut passed)?;
+        let mut binds = launch::open_binds(&binds, &mut passed)?;
+        let shared = names::open(container.dir.fd(), binds.len(), &mut passed)?;
+        binds.extend(shared);
+        let ids = self.services.ids(&record);
+        let owner = services::owner(&ids, &user)?;
         let mount = root
             .mount
             .try_clone()
@@ -181,10 +187,11 @@ impl parts::Launcher for Pod {
         let input = ContainerInput {
             privileged,
             hostname: &hostname,
-            ids: &self.services.options.ids,
+            ids: &ids,
             binds: &binds,
             cgroup_tmpfs,
             read_only: false,
+            sysctls: std::collections::HashMap::new(),
         };
         let environment = env::effective(&[&root.config.env, &process.env], &user);
         let spec = bundle::pea(
@@ -198,11 +205,12 @@ impl parts::Launcher for Pod {
                 additional_gids: &user.additional_gids,
                 rlimits: &process.rlimits,
                 terminal: process.tty.is_some(),
+                confinement: self.services.options.policy.confinement(privileged),
             },
         )?;
         let ends = match process.tty {
             Some(_) => None,
-            None => Some(launch::pipes(&mut passed)?),
+            None => Some(launch::pipes(&mut passed, owner)?),
         };
         let exit = container.exits.expect(&instance);
         let order = StartOrder {

@@ -113,7 +113,9 @@ impl Manager {
 
     /// Forgets a container.
     fn remove(&self, handle: &Handle) {
-        lock(&self.0.containers).remove(handle);
+        if let Some(container) = lock(&self.0.containers).remove(handle) {
+            self.services().free_ids(&container.record());
+        }
         lock(&self.services().pods).remove(handle.as_str());
     }
 
@@ -154,6 +156,7 @@ impl Manager {
 }
 
 fn open_blocking(options: &Options) -> Result<(Depot, Cgroups, Store), Error> {
+    options.policy.check()?;
     let depot = Depot::open(&options.runtime_dir)?;
     let cgroups = Cgroups::open(options.tag.as_deref(), options.cgroups.clone())?;
     let mut store = StoreOptions::new(&options.store_dir);

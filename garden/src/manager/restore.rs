@@ -114,6 +114,7 @@ impl Manager {
             .find(|state| state.id == INIT && state.exit.is_none())
             .ok_or_else(|| Error::host("the container is not running", "its init has ended"))?;
         let root = open_root(init.pid)?;
+        self.services().claim_ids(&record);
         let exits = Exits::new();
         let _ = exits.expect(INIT);
         let records = dir.read_processes();

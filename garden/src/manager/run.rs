@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::metrics::Seat;
 use crate::model::{Exit, Handle, ProcessId, ProcessSpec};
 use crate::process::Attachment;
-use crate::services::{Services, new_instance};
+use crate::services::{self, Services, new_instance};
 use crate::{env, users};
 
 impl Manager {
@@ -71,10 +71,17 @@ impl Manager {
     /// [`Error::ContainerNotFound`], [`Error::ProcessNotFound`].
     pub fn attach_process(&self, handle: &Handle, id: &ProcessId) -> Result<Attachment, Error> {
         let container = self.find(handle)?;
-        container
+        let entry = container
             .process(id)
-            .and_then(|entry| entry.attach(&container.shim))
-            .ok_or_else(|| Error::ProcessNotFound(id.clone()))
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        let attachment = entry
+            .attach(&container.shim)
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        // Nobody waited for it when it ended; now somebody is told.
+        if container.forget_waited(&entry) && !entry.pea {
+            container.dir.remove_process(&entry.instance);
+        }
+        Ok(attachment)
     }
 }
 
@@ -111,11 +118,12 @@ async fn start_exec(
     let record = container.record();
     let privileged = record.spec.privileged;
     let (user, group) = prepare(container, &record, spec.user.clone()).await?;
+    let owner = services::owner(&container.services.ids(&record), &user)?;
     let mut passed = Passed::default();
     passed.add_group(group);
     let ends = match spec.tty {
         Some(_) => None,
-        None => Some(launch::pipes(&mut passed)?),
+        None => Some(launch::pipes(&mut passed, owner)?),
     };
     let environment = env::effective(&[&record.image_env, &record.spec.env, &spec.env], &user);
     let oci = bundle::exec(
@@ -129,6 +137,7 @@ async fn start_exec(
             additional_gids: &user.additional_gids,
             rlimits: &spec.rlimits,
             terminal: spec.tty.is_some(),
+            confinement: container.services.options.policy.confinement(privileged),
         },
     )?;
     let exit = container.exits.expect(&entry.instance);
@@ -172,9 +181,15 @@ pub(super) fn follow_exec(
             }
             entry.announce(exit_of(&record)).await;
             log_exit(&entry, &record);
+            let forgotten = container
+                .upgrade()
+                .is_some_and(|container| container.forget_waited(&entry));
             entry.output_over().await;
-            // Its record on file stays, for a server that restarts.
             let _ = shim.forget(&entry.instance).await;
+            // Else its record on file stays, for a server that restarts.
+            if let (true, Some(container)) = (forgotten, container.upgrade()) {
+                container.dir.remove_process(&entry.instance);
+            }
         }
     });
 }
@@ -270,11 +285,14 @@ pub(super) fn follow_pea(
             index.remove(&entry.id, &entry.instance);
         }
         if let Ok(record) = ended {
-            if let (Some(container), true) = (container, record.out_of_memory) {
-                tell_out_of_memory(&container, &entry, own_limits).await;
+            if let (Some(container), true) = (&container, record.out_of_memory) {
+                tell_out_of_memory(container, &entry, own_limits).await;
             }
             entry.announce(exit_of(&record)).await;
             log_exit(&entry, &record);
+            if let Some(container) = container {
+                container.forget_waited(&entry);
+            }
         }
     });
 }
