@@ -21,8 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    create, doctor, exec, inspect, ls, pea, pull, rm, rootfs, run, scale, server, stop, stream_in,
-    teardown,
+    create, doctor, events, exec, health, inspect, ls, pea, pull, rm, rootfs, run, scale, server,
+    stop, stream_in, teardown, wait,
 };
 use crate::reach::Target;
 
@@ -43,6 +43,10 @@ enum Verb {
     Exec(exec::ExecArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
+    #[command(subcommand)]
+    Health(health::HealthVerb),
+    Events(events::EventsArgs),
+    Wait(wait::WaitArgs),
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
@@ -88,6 +92,9 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Exec(args) => exec::run(&target, args).await,
         Verb::Ls(args) => ls::run(&target, &args).await,
         Verb::Inspect(args) => inspect::run(&target, &args).await,
+        Verb::Health(verb) => health::run(&target, verb).await,
+        Verb::Events(args) => events::run(&target, args).await,
+        Verb::Wait(args) => wait::run(&target, args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,
         Verb::Rm(args) => rm::run(&target, &args).await,
         Verb::Pull(args) => pull::run(&target, args).await,

@@ -2,7 +2,10 @@
 
 pub(crate) mod create;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod health;
+pub(crate) mod health_args;
 pub(crate) mod inspect;
 pub(crate) mod ls;
 pub(crate) mod pea;
@@ -15,6 +18,7 @@ pub(crate) mod server;
 pub(crate) mod stop;
 pub(crate) mod stream_in;
 pub(crate) mod teardown;
+pub(crate) mod wait;
 
 use std::io::Write as _;
 

@@ -22,8 +22,10 @@ use garden_peas::{PeaSet, Policy};
 use tokio::sync::mpsc;
 
 use crate::cgroup::Place;
+use crate::checks::Checks;
 use crate::depot::{ContainerDir, ContainerRecord, DepotError};
 use crate::error::Error;
+use crate::events::{EventKind, Log};
 use crate::model::{Handle, ProcessId};
 use crate::runtime::shim::{Event, Shim};
 use crate::services::{Services, lock};
@@ -48,6 +50,10 @@ pub(crate) struct Container {
     processes: Mutex<HashMap<ProcessId, Arc<ProcessEntry>>>,
     peas: OnceLock<PeaSet<PodHost>>,
     destroying: AtomicBool,
+    /// Its health checks.
+    pub(crate) checks: Checks,
+    /// What happened to it last.
+    pub(crate) log: Log,
 }
 
 impl Container {
@@ -74,6 +80,8 @@ impl Container {
             processes: Mutex::default(),
             peas: OnceLock::new(),
             destroying: AtomicBool::new(false),
+            checks: Checks::default(),
+            log: Log::default(),
         });
         tokio::spawn(follow(
             Arc::downgrade(&container),
@@ -106,6 +114,13 @@ impl Container {
         if let Err(error) = self.change(|record| record.events.push(event.to_owned())) {
             tracing::warn!(handle = %self.handle, error = %crate::error::report(&error), "an event is not on file");
         }
+    }
+
+    /// Tells everybody who listens that something happened to it, or to a process in it.
+    pub(crate) fn event(&self, kind: EventKind, process: Option<&ProcessId>) {
+        let process = process.map(ProcessId::as_str);
+        let events = &self.services.events;
+        events.publish(self.handle.as_str(), process, kind, Some(&self.log));
     }
 
     /// Its peas.
@@ -212,6 +227,7 @@ async fn follow(
                 // Without its supervisor nobody would ever learn of its processes' ends.
                 tracing::error!(handle = %container.handle, "the supervisor died; killing its pod");
                 container.add_event("Supervisor died");
+                container.event(EventKind::SupervisorDied, None);
                 let name = container.record().cgroup;
                 let cgroups = container.services.cgroups.clone();
                 let killed = container

@@ -21,11 +21,13 @@ use super::Manager;
 use super::cleaner;
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
+use crate::checks::{self, HealthRecord};
 use crate::container::exits::Exits;
 use crate::container::launch::{self, Passed, StartOrder};
 use crate::container::{Container, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
+use crate::events::EventKind;
 use crate::model::{ContainerSpec, Handle, ImageRef, ProcessId};
 use crate::roots::Root;
 use crate::runtime::shim::{self, Event, Shim};
@@ -61,19 +63,30 @@ impl Manager {
         spec.handle = Some(handle.clone());
         let image = self.image_of(&spec)?;
         spec.image = Some(image.clone());
+        let checks = std::mem::take(&mut spec.checks);
+        checks::spec::validate_all(&checks)?;
         let Some(dir) = self.reserve(&handle)? else {
             return Err(Error::HandleInUse(handle));
         };
         let instance = new_instance();
         let cgroup = self.cgroup_name(&handle, &instance);
         let mut record = ContainerRecord::new(instance, cgroup, spec, now_ms());
-        let made = match dir.write(&record) {
+        let written = dir.write(&record).and_then(|()| match checks.is_empty() {
+            true => Ok(()),
+            false => dir.write_health(&HealthRecord {
+                checks,
+                saved: None,
+            }),
+        });
+        let made = match written {
             Ok(()) => self.make(&handle, dir, &mut record, &image).await,
             Err(error) => Err(error.into()),
         };
         match made {
             Ok(container) => {
-                self.insert(container);
+                self.insert(Arc::clone(&container));
+                container.event(EventKind::Created, None);
+                self.open_checks(&container);
                 let ms = begun.elapsed().as_secs_f64() * 1000.0;
                 tracing::info!(%handle, duration_ms = ms, "container created");
                 Ok(handle)

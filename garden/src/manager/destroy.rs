@@ -13,6 +13,7 @@ use crate::cgroup::Place;
 use crate::container::Container;
 use crate::depot::Phase;
 use crate::error::Error;
+use crate::events::EventKind;
 use crate::model::Handle;
 use crate::services::{lock, process_state};
 
@@ -38,9 +39,11 @@ impl Manager {
         // On a task of its own: a caller that goes away does not stop it half-way.
         let manager = self.clone();
         let task = tokio::spawn(async move {
+            container.checks.close();
             let done = manager.destroy_uncancelled(&container).await;
             if done.is_err() {
                 container.destroy_failed();
+                container.reopen_checks();
             }
             done
         });
@@ -72,6 +75,7 @@ impl Manager {
         let target = cleaner::container_target(services, &container.handle, &record);
         services.queue().enqueue(target);
         self.remove(&container.handle);
+        container.event(EventKind::Destroyed, None);
         let ms = begun.elapsed().as_secs_f64() * 1000.0;
         tracing::info!(handle = %container.handle, duration_ms = ms, "container destroyed");
         Ok(())
@@ -125,6 +129,7 @@ impl Manager {
     /// [`Error::ContainerNotFound`], and when the record cannot be written.
     pub async fn stop_container(&self, handle: &Handle, kill: bool) -> Result<(), Error> {
         let container = self.find(handle)?;
+        container.suspend_checks();
         let record = container.record();
         let init = i32::try_from(record.init_pid).unwrap_or(-1);
         for round in 0.. {
@@ -142,6 +147,7 @@ impl Manager {
                 .await?;
         }
         container.change(|record| record.stopped = true)?;
+        container.event(EventKind::Stopped, None);
         Ok(())
     }
 

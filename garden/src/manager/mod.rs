@@ -3,6 +3,7 @@
 //! - `create`, `destroy`: a container's beginning and end.
 //! - `run`: processes and peas in it.
 //! - `restore`: finding everything again after a restart.
+//! - `health`: its health checks, and the events of all.
 //! - `cleaner`: the stages of teardown.
 //! - `backend`: the manager as the API server sees it.
 //!
@@ -13,6 +14,7 @@ mod backend;
 mod cleaner;
 mod create;
 mod destroy;
+mod health;
 mod restore;
 mod run;
 
@@ -33,6 +35,7 @@ use crate::services::{Services, lock};
 use cleaner::Cleaner;
 pub use garden_peas::TeardownMode;
 pub use garden_rootfs::{Unmount, WithoutQuota};
+pub(crate) use run::start as start_process;
 
 /// All containers of one server. Cheap to clone.
 #[derive(Clone)]

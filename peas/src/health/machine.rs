@@ -190,7 +190,14 @@ impl Health {
 
     /// The checks are others now: a container that does not pass them is starting again.
     pub fn settle(&mut self, at_ms: u64, reason: &str) -> Option<Change> {
-        self.suspended = false;
+        if std::mem::take(&mut self.suspended) {
+            // What was known was known of processes that are gone.
+            for check in self.checks.values_mut() {
+                check.verdict = Verdict::Unknown;
+                check.begun_ms = at_ms;
+                (check.runs, check.in_a_row, check.last) = (0, 0, None);
+            }
+        }
         self.was_ready = false;
         self.enter(at_ms, reason, "")
     }

@@ -159,6 +159,7 @@ impl TryFrom<WireProcessSpec> for ProcessSpec {
             own_limits: wire.limits.map(Into::into),
             disk,
             bind_mounts: all(wire.bind_mounts)?,
+            check: false,
         })
     }
 }
