@@ -34,7 +34,7 @@ fn set(app: &App<'_>, directory: &std::path::Path, checks: &Value) -> Result<()>
 }
 
 fn shell(name: &str, role: &str, script: &str) -> Value {
-    json!({"name": name, "role": role, "interval_ms": 50, "start_interval_ms": 20, "failures": 2,
+    json!({"name": name, "role": role, "interval_ms": 50, "start_interval_ms": 20, "start_period_ms": 0, "failures": 2,
         "probe": {"exec": {"path": "/bin/sh", "args": ["-c", script]}}})
 }
 
@@ -111,7 +111,7 @@ fn startup_gates_the_others_and_its_lines_are_events() {
 fn probes_look_from_inside_the_network() {
     check(|world| {
         let app = App::start(world)?;
-        let quick = json!({"interval_ms": 50, "start_interval_ms": 20, "failures": 1});
+        let quick = json!({"interval_ms": 50, "start_interval_ms": 20, "start_period_ms": 0, "failures": 1});
         let with = |name: &str, probe: Value| {
             let mut check = quick.clone();
             check["name"] = name.into();
@@ -150,7 +150,7 @@ fn probes_look_from_inside_the_network() {
         ensure!(seen["state"] == "starting", "{seen}");
         app.cli().output(&["health", "rm", "app", "closed"])?;
         app.cli().output(&["wait", "app", "--ready"])?;
-        app.exec("pkill httpd")?;
+        app.exec("killall httpd")?;
         until(&app, "it is unready", |h| h["state"] == "unready")?;
         app.end()
     });
@@ -161,13 +161,13 @@ fn strange_servers_are_unhealthy_in_time() {
     check(|world| {
         let app = App::start(world)?;
         // One that says nothing, one that speaks no HTTP, one that never stops.
-        app.exec("nc -lk -s 127.0.0.1 -p 81 -e /bin/sleep 1000 >/dev/null 2>&1 &")?;
-        app.exec("nc -lk -s 127.0.0.1 -p 82 -e /bin/echo hello >/dev/null 2>&1 &")?;
-        app.exec("nc -lk -s 127.0.0.1 -p 83 -e /usr/bin/yes >/dev/null 2>&1 &")?;
+        app.exec("nc -ll -p 81 -e /bin/sleep 1000 >/dev/null 2>&1 </dev/null &")?;
+        app.exec("nc -ll -p 82 -e /bin/echo hello >/dev/null 2>&1 </dev/null &")?;
+        app.exec("nc -ll -p 83 -e /bin/yes >/dev/null 2>&1 </dev/null &")?;
         let checks: Vec<_> = [81, 82, 83]
             .map(|port| {
                 json!({"name": format!("p{port}"), "role": "liveness", "interval_ms": 50,
-                    "start_interval_ms": 20, "timeout_ms": 200, "failures": 2,
+                    "start_interval_ms": 20, "start_period_ms": 0, "timeout_ms": 200, "failures": 2,
                     "probe": {"http": {"port": port}}})
             })
             .to_vec();
@@ -197,7 +197,7 @@ fn a_hung_check_delays_no_other_and_is_gone() {
         app.pea("root", "true")?;
         let before = Leaks::now(world, Some(&app.server));
         let hung = |name: &str, pea: bool| {
-            json!({"name": name, "role": "liveness", "interval_ms": 20, "start_interval_ms": 20,
+            json!({"name": name, "role": "liveness", "interval_ms": 20, "start_interval_ms": 20, "start_period_ms": 0,
                 "timeout_ms": 300, "failures": 2, "probe": {"exec": {"path": "/bin/sh", "pea": pea,
                 "args": ["-c", "trap '' TERM; sleep 1000 & wait"]}}})
         };
@@ -234,7 +234,7 @@ fn runs_leave_nothing() {
             check
         };
         let checks = json!([fast("inside", false), fast("pea", true), {"name": "net", "role":
-            "readiness", "interval_ms": 10, "probe": {"tcp": {"port": 9}}}]);
+            "readiness", "interval_ms": 10, "start_interval_ms": 10, "probe": {"tcp": {"port": 9}}}]);
         set(&app, world.directory(), &checks)?;
         until(&app, "many runs have ended", |h| {
             (0..3).all(|index| h["checks"][index]["runs"].as_u64() > Some(40))
@@ -304,7 +304,14 @@ fn an_unhealthy_container_is_killed_when_told_so() {
         ];
         server.cli().output(&args)?;
         server.cli().output(&["wait", "app", "--ready"])?;
-        let long = ["exec", "app", "--", "/bin/sh", "-c", "echo up; cat"];
+        let long = [
+            "exec",
+            "app",
+            "--",
+            "/bin/sh",
+            "-c",
+            "echo up; exec sleep 1000",
+        ];
         let process = server.cli().start(&long)?;
         process.wait_stdout("up")?;
         let over = server.cli().start(&["wait", "app"])?;

@@ -60,7 +60,7 @@ pub(crate) struct HealthArgs {
     /// Successes in a row that count [default: 1]
     #[arg(long, value_name = "N", requires = "health_probe")]
     health_successes: Option<u32>,
-    /// How long failures before the first success do not count [default: 0s]
+    /// How long failures before the first success do not count [default: 60s]
     #[arg(long, value_name = "TIME", requires = "health_probe", value_parser = values::duration)]
     health_start_period: Option<Duration>,
     /// Before the first run [default: 0s]

@@ -5,12 +5,11 @@
 //! filesystem and records. A run that takes too long is killed; until it is gone no other is
 //! started, so that what cannot be killed does not pile up.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use garden_peas::health::Ended;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::RUN;
@@ -30,8 +29,8 @@ pub(super) struct Program {
     container: Weak<Container>,
     check: String,
     exec: ExecProbe,
-    /// A run has not ended.
-    busy: Arc<AtomicBool>,
+    /// Held by a run until its process is gone.
+    busy: Arc<Mutex<()>>,
 }
 
 /// Brings the image of a check into the store, so that no run is late for it. What goes wrong here
@@ -77,9 +76,8 @@ impl Program {
         let (container, busy) = (self.container.clone(), Arc::clone(&self.busy));
         let (check, exec) = (self.check.clone(), self.exec.clone());
         async move {
-            if busy.swap(true, Ordering::SeqCst) {
-                return Ended::failed("the run before it was killed and does not end");
-            }
+            // One that was killed and is not gone yet takes this one's time.
+            let alone = busy.lock_owned().await;
             let doom = CancellationToken::new();
             let _dropped = doom.clone().drop_guard();
             let (tell, told) = oneshot::channel();
@@ -89,7 +87,7 @@ impl Program {
                     Some(container) => live(&container, &check, &exec, number, &doom).await,
                     None => Ended::failed("the container is gone"),
                 };
-                busy.store(false, Ordering::SeqCst);
+                drop(alone);
                 let _ = tell.send(ended);
             });
             let lost = |_| Ended::failed("the run was lost; see the server's log");

@@ -61,7 +61,7 @@ impl Default for Rule {
     fn default() -> Self {
         Self {
             initial_delay: Duration::ZERO,
-            start_period: Duration::ZERO,
+            start_period: Duration::from_secs(60),
             start_interval: Duration::from_millis(500),
             interval: Duration::from_secs(30),
             timeout: Duration::from_secs(5),

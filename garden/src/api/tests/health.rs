@@ -43,7 +43,10 @@ async fn events_are_lines_and_are_filtered() {
     let all = EventFilter::default();
     let mut events = client.events(&all).await.unwrap();
     let first = soon(events.next()).await.unwrap().unwrap();
-    assert_eq!((first.kind, first.handle.as_str()), (EventKind::Created, "h"));
+    assert_eq!(
+        (first.kind, first.handle.as_str()),
+        (EventKind::Created, "h")
+    );
     assert!(soon(events.next()).await.unwrap().is_some());
     assert_eq!(soon(events.next()).await.unwrap(), None);
     let some = EventFilter {
