@@ -16,7 +16,7 @@ use crate::{table, values};
 #[derive(Debug, Subcommand)]
 pub(crate) enum HealthVerb {
     Show(ShowArgs),
-    Set(SetArgs),
+    Set(Box<SetArgs>),
     Rm(RmArgs),
 }
 

@@ -232,18 +232,38 @@ impl Container {
     pub(crate) fn set_checks(self: &Arc<Self>, checks: Vec<CheckSpec>) -> Result<(), Error> {
         spec::validate_all(&checks)?;
         let mut board = self.checks.board();
+        self.replace(&mut board, checks)
+    }
+
+    /// Removes a check; returns whether there was one.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub(crate) fn remove_check(self: &Arc<Self>, name: &str) -> Result<bool, Error> {
+        let mut board = self.checks.board();
+        if !board.entries.contains_key(name) {
+            return Ok(false);
+        }
+        let specs = board.entries.values().map(|entry| entry.spec.clone());
+        let rest = specs.filter(|spec| spec.name != name).collect();
+        self.replace(&mut board, rest)?;
+        Ok(true)
+    }
+
+    fn replace(self: &Arc<Self>, board: &mut Board, checks: Vec<CheckSpec>) -> Result<(), Error> {
         if self.is_destroying() {
             return Err(Error::BeingDestroyed(self.handle.clone()));
         }
-        let stays = |name: &String, entry: &Entry| {
-            let same = |check: &CheckSpec| check.name == *name && check == &entry.spec;
-            checks.iter().any(same)
-        };
+        // On file first: with an error nothing has changed.
+        self.dir.write_health(&HealthRecord {
+            checks: checks.clone(),
+            saved: Some(board.health.saved()),
+        })?;
         let gone: Vec<String> = board
             .entries
-            .iter()
-            .filter(|(name, entry)| !stays(name, entry))
-            .map(|(name, _)| name.clone())
+            .values()
+            .filter(|entry| !checks.contains(&entry.spec))
+            .map(|entry| entry.spec.name.clone())
             .collect();
         for name in &gone {
             if let Some(entry) = board.entries.remove(name) {
@@ -253,32 +273,22 @@ impl Container {
         }
         for spec in checks {
             if !board.entries.contains_key(&spec.name) {
-                self.put(&mut board, spec);
+                self.put(board, spec);
             }
         }
-        let change = board.health.settle(now_ms(), "checks were set");
+        let change = match board.entries.is_empty() {
+            // Without checks there is no state that could change.
+            true => {
+                board.health = Health::default();
+                None
+            }
+            false => board.health.settle(now_ms(), "checks were set"),
+        };
         self.tell_change(change.as_ref());
-        self.write(&board)?;
-        self.begin_all(&mut board);
+        self.save(board);
+        self.begin_all(board);
         self.checks.gate.send_modify(|count| *count += 1);
         Ok(())
-    }
-
-    /// Removes a check; returns whether there was one.
-    ///
-    /// # Errors
-    /// When the record cannot be written.
-    pub(crate) fn remove_check(self: &Arc<Self>, name: &str) -> Result<bool, Error> {
-        let rest: Vec<CheckSpec> = {
-            let board = self.checks.board();
-            let specs = board.entries.values().map(|entry| entry.spec.clone());
-            specs.filter(|spec| spec.name != name).collect()
-        };
-        let there = rest.len() < self.checks.board().entries.len();
-        if there {
-            self.set_checks(rest)?;
-        }
-        Ok(there)
     }
 
     /// The container's processes are ended on purpose: its checks say nothing any more.
