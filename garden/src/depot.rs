@@ -25,6 +25,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::IdRange;
 use crate::checks::HealthRecord;
 use crate::model::{ContainerSpec, Handle, ProcessId};
 
@@ -93,6 +94,9 @@ pub struct ContainerRecord {
     pub spec: ContainerSpec,
     /// The environment of its image.
     pub image_env: Vec<String>,
+    /// The id map of its user namespace; empty when it is privileged, or of an earlier release.
+    #[serde(default)]
+    pub ids: Vec<IdRange>,
     /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
     /// Whether it was stopped.
@@ -101,6 +105,12 @@ pub struct ContainerRecord {
     pub events: Vec<String>,
     /// The pid of its init on the host, for people.
     pub init_pid: u32,
+    /// How many kills for want of memory in its cgroup have been told as events.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// Whether its limits are just being changed: the kernel may have some of the old ones.
+    #[serde(default)]
+    pub limits_pending: bool,
 }
 
 impl ContainerRecord {
@@ -113,10 +123,13 @@ impl ContainerRecord {
             cgroup,
             spec,
             image_env: Vec::new(),
+            ids: Vec::new(),
             created_ms,
             stopped: false,
             events: Vec::new(),
             init_pid: 0,
+            oom_kills: 0,
+            limits_pending: false,
         }
     }
 }

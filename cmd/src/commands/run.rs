@@ -5,12 +5,13 @@ use clap::Args;
 use garden::checks::CheckSpec;
 use garden::client::{Client, Wanted};
 use garden::error::Error;
-use garden::model::{Handle, ProcessSpec};
+use garden::model::Handle;
 use tokio::time::Instant;
 
 use super::create::ContainerArgs;
 use super::health_args::HealthArgs;
-use super::{program, wait};
+use super::process::ProcessArgs;
+use super::wait;
 use crate::host::HostArgs;
 use crate::reach::Target;
 use crate::streams;
@@ -24,12 +25,8 @@ use crate::streams;
 pub(crate) struct RunArgs {
     #[command(flatten)]
     container: ContainerArgs,
-    /// User: name, uid, uid:gid or name:group [default: root]
-    #[arg(long, short, value_name = "USER")]
-    user: Option<String>,
-    /// Working directory, made when missing [default: the user's home]
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
     #[command(flatten)]
     health: HealthArgs,
     #[command(flatten)]
@@ -83,21 +80,18 @@ async fn process(
     checks: Vec<CheckSpec>,
     interrupted: impl Future<Output = u8>,
 ) -> Result<u8> {
-    let (path, arguments) = program(&args.command);
-    let spec = ProcessSpec {
-        path,
-        args: arguments,
-        user: args.user.clone(),
-        dir: args.cwd.clone(),
-        ..ProcessSpec::default()
-    };
+    let spec = args.process.spec(&args.command);
     let begun = Instant::now();
     let process = client.run(handle, &spec, Wanted::ALL).await?;
     let health = (!checks.is_empty()).then(|| {
         let (client, handle) = (client.clone(), handle.clone());
         tokio::spawn(async move { watch(&client, &handle, checks, begun).await })
     });
-    let code = streams::follow(process, interrupted).await;
+    let how = streams::How {
+        input: true,
+        terminal: args.process.tty,
+    };
+    let code = streams::follow(process, how, interrupted).await;
     if let Some(health) = health {
         health.abort();
     }

@@ -20,6 +20,7 @@ mod seccomp;
 mod stage;
 mod supervisor;
 mod sys;
+mod terminal;
 mod unpack;
 mod userns;
 mod worker;

@@ -24,6 +24,7 @@ pub(crate) mod head;
 mod health;
 mod hijack;
 mod own;
+mod own_limits;
 pub(crate) mod pull;
 mod routes;
 mod server;
@@ -36,7 +37,7 @@ pub(crate) mod testing;
 mod tests;
 pub(crate) mod wire;
 
-pub use backend::{Backend, Filters, StreamIn, TarStream};
+pub use backend::{Backend, CpuScale, Filters, StreamIn, TarStream};
 pub use health::Checks;
 pub use own::{Peas, Ps, PsContainer};
 pub use server::{Listener, Options, Server};

@@ -48,6 +48,9 @@ pub(super) enum Route {
     // Those of our own.
     Ps,
     Peas(String),
+    AllLimits(String),
+    ChangeLimits(String),
+    Usage(String),
     Teardown,
     TeardownWait,
     Pull,
@@ -148,6 +151,9 @@ impl Route {
             Self::Output(..) => "output",
             Self::Ps => "ps",
             Self::Peas(_) => "peas",
+            Self::AllLimits(_) => "limits",
+            Self::ChangeLimits(_) => "change-limits",
+            Self::Usage(_) => "usage",
             Self::Teardown => "teardown",
             Self::TeardownWait => "teardown-wait",
             Self::Pull => "pull",
@@ -184,6 +190,9 @@ fn find(method: &str, segments: &[&str]) -> Option<Route> {
 fn own_of_container(method: &str, handle: String, rest: &[&str]) -> Option<Route> {
     Some(match (method, rest) {
         ("GET", ["peas"]) => Route::Peas(handle),
+        ("GET", ["limits"]) => Route::AllLimits(handle),
+        ("PUT", ["limits"]) => Route::ChangeLimits(handle),
+        ("GET", ["metrics"]) => Route::Usage(handle),
         ("GET", ["health"]) => Route::Health(handle),
         ("PUT", ["health"]) => Route::SetHealth(handle),
         ("DELETE", ["health"]) => Route::RemoveHealth(handle),

@@ -6,6 +6,7 @@
 //! started, so that what cannot be killed does not pile up.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use garden_peas::health::Ended;
@@ -16,6 +17,7 @@ use super::RUN;
 use super::spec::{CheckSpec, ExecProbe, Probe};
 use super::text::{Lines, Secrets, Tail};
 use crate::container::Container;
+use crate::container::process::ProcessEntry;
 use crate::events::EventKind;
 use crate::manager::start_process;
 use crate::model::{Exit, ProcessId, ProcessSpec, Signal};
@@ -23,6 +25,9 @@ use crate::process::{Attachment, Control};
 
 /// Lines of one run that become events.
 const MOST_LINES: usize = 100;
+/// How long the end of a failed run waits for the end of its output, which something that it left
+/// behind may hold open.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// A check that is a program.
 pub(super) struct Program {
@@ -117,7 +122,7 @@ async fn live(
         return Ended::failed("the container is being destroyed");
     }
     let spec = ProcessSpec {
-        id: Some(id.clone()),
+        id: Some(id),
         path: exec.path.clone(),
         args: exec.args.clone(),
         env: exec.env.clone(),
@@ -128,11 +133,10 @@ async fn live(
         check: true,
         ..ProcessSpec::default()
     };
-    let attachment = match start_process(Arc::clone(container), spec).await {
-        Ok(attachment) => attachment,
+    let (entry, attachment) = match start_process(Arc::clone(container), spec).await {
+        Ok(started) => started,
         Err(error) => return Ended::failed(error.report()),
     };
-    let entry = container.process(&id);
     let secrets = Secrets::of(record.spec.env.iter().chain(&exec.env));
     let mut output = Output {
         container,
@@ -142,12 +146,9 @@ async fn live(
         lines: exec.long_lived.then(Lines::default),
         told: 0,
     };
-    let exit = output.follow(attachment, &id, doom).await;
-    let mut at_ns = 0;
-    if let Some(entry) = entry {
-        at_ns = entry.reaped_at_ns();
-        container.unreserve(&entry);
-    }
+    let exit = output.follow(attachment, &entry, doom).await;
+    let at_ns = entry.reaped_at_ns();
+    container.unreserve(&entry);
     let said = output.tail.text(&output.secrets);
     let (passed, output) = match exit {
         Some(Exit { code: 0, .. }) => (true, said),
@@ -197,7 +198,7 @@ impl Output<'_> {
     async fn follow(
         &mut self,
         attachment: Attachment,
-        id: &ProcessId,
+        entry: &ProcessEntry,
         doom: &CancellationToken,
     ) -> Option<Exit> {
         let Attachment {
@@ -215,7 +216,7 @@ impl Output<'_> {
                 ended = ended(&mut exit) => break ended,
                 () = doom.cancelled(), if !doomed => {
                     doomed = true;
-                    match self.container.peas().get(id.as_str()) {
+                    match self.container.peas().get(entry.id.as_str()) {
                         Some(pea) => pea.destroy(),
                         None => {
                             let _ = control.send(Control::Signal(Signal::Kill)).await;
@@ -226,7 +227,20 @@ impl Output<'_> {
                 piece = stderr.recv(), if open_err => self.take(piece, &mut open_err),
             }
         };
-        // What was readable at its end is in the channels by now.
+        // A short run may have ended before it was attached to. News of a success does not wait for
+        // what it said.
+        let passed = ended.is_some_and(|exit| exit.code == 0);
+        if !passed || self.lines.is_some() {
+            let rest = async {
+                while open_out || open_err {
+                    tokio::select! {
+                        piece = stdout.recv(), if open_out => self.take(piece, &mut open_out),
+                        piece = stderr.recv(), if open_err => self.take(piece, &mut open_err),
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(LAST_WORDS, rest).await;
+        }
         for stream in [&mut stdout, &mut stderr] {
             while let Ok(piece) = stream.try_recv() {
                 self.take(Some(piece), &mut true);

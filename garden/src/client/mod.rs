@@ -9,6 +9,7 @@
 mod calls;
 mod health;
 mod info;
+mod limits;
 mod process;
 mod pull;
 mod transport;

@@ -116,6 +116,7 @@ impl Manager {
             .find(|state| state.id == INIT && state.exit.is_none())
             .ok_or_else(|| Error::host("the container is not running", "its init has ended"))?;
         let root = open_root(init.pid)?;
+        self.services().claim_ids(&record);
         let exits = Exits::new();
         let _ = exits.expect(INIT);
         let records = dir.read_processes();
@@ -140,6 +141,8 @@ impl Manager {
                 self.take_up_process(&container, process, state, exit).await;
             }
         }
+        super::limits::settle(&container).await;
+        crate::container::oom::watch(&container).await;
         tracing::info!(%handle, processes = states.len(), "container found");
         self.insert(Arc::clone(&container));
         container.event(EventKind::Found, None);
@@ -248,7 +251,7 @@ impl Manager {
             },
         };
         match container.peas().adopt(found) {
-            Ok(pea) => follow_pea(Some(container), entry, pea),
+            Ok(pea) => follow_pea(container, entry, pea, process.own_limits),
             Err(error) => tracing::warn!(process = %process.id, %error, "pea not taken up"),
         }
     }

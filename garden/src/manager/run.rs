@@ -12,16 +12,18 @@ use tokio::sync::watch;
 use super::Manager;
 use crate::bundle::{self, ProcessInput};
 use crate::cgroup::Group;
+use crate::checks;
 use crate::container::launch::{self, Passed, StartOrder};
 use crate::container::peas::{self, PeaImage, PeaSpec};
 use crate::container::process::ProcessEntry;
-use crate::container::{Container, exits};
+use crate::container::{Container, exits, oom};
 use crate::depot::{ContainerRecord, ProcessRecord};
 use crate::error::Error;
 use crate::events::EventKind;
+use crate::metrics::Seat;
 use crate::model::{Exit, Handle, Limits, ProcessId, ProcessSpec};
 use crate::process::Attachment;
-use crate::services::{Services, new_instance};
+use crate::services::{self, Services, new_instance};
 use crate::{env, users};
 
 impl Manager {
@@ -51,6 +53,14 @@ impl Manager {
                     .to_owned(),
             ));
         }
+        if !spec.is_pea() && spec.pids.is_some() {
+            return Err(Error::Invalid(
+                "a limit on processes is for a process with an image: others share their \
+                 container's"
+                    .to_owned(),
+            ));
+        }
+        self.services().cgroups.check(&peas::limits(&spec))?;
         // On a task of its own: what has begun to start is either known or undone, whatever
         // becomes of the caller.
         let task = tokio::spawn(start(container, spec));
@@ -64,18 +74,30 @@ impl Manager {
     /// [`Error::ContainerNotFound`], [`Error::ProcessNotFound`].
     pub fn attach_process(&self, handle: &Handle, id: &ProcessId) -> Result<Attachment, Error> {
         let container = self.find(handle)?;
-        container
+        let entry = container
             .process(id)
-            .and_then(|entry| entry.attach(&container.shim))
-            .ok_or_else(|| Error::ProcessNotFound(id.clone()))
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        let attachment = entry
+            .attach(&container.shim)
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        // Nobody waited for it when it ended; now somebody is told.
+        if container.forget_waited(&entry) && !entry.pea {
+            container.dir.remove_process(&entry.instance);
+        }
+        Ok(attachment)
     }
 }
 
+async fn start(container: Arc<Container>, spec: ProcessSpec) -> Result<Attachment, Error> {
+    let (_, attachment) = start_known(container, spec).await?;
+    Ok(attachment)
+}
+
 /// Starts a process or a pea in a container that is not being destroyed.
-pub(crate) async fn start(
+pub(crate) async fn start_known(
     container: Arc<Container>,
     spec: ProcessSpec,
-) -> Result<Attachment, Error> {
+) -> Result<(Arc<ProcessEntry>, Attachment), Error> {
     let id = spec.id.clone().unwrap_or_else(ProcessId::generate);
     let (pea, check) = (spec.is_pea(), spec.check);
     let entry = ProcessEntry::new(id, new_instance(), pea, spec.path.clone());
@@ -100,7 +122,7 @@ pub(crate) async fn start(
             tear_down_check(&container, &entry);
         }
     }
-    attachment
+    Ok((entry, attachment?))
 }
 
 async fn start_exec(
@@ -111,11 +133,12 @@ async fn start_exec(
     let record = container.record();
     let privileged = record.spec.privileged;
     let (user, group) = prepare(container, &record, entry, &spec).await?;
+    let owner = services::owner(&container.services.ids(&record), &user)?;
     let mut passed = Passed::default();
     passed.add_group(group);
     let ends = match spec.tty {
         Some(_) => None,
-        None => Some(launch::pipes(&mut passed)?),
+        None => Some(launch::pipes(&mut passed, owner)?),
     };
     let environment = env::effective(&[&record.image_env, &record.spec.env, &spec.env], &user);
     let oci = bundle::exec(
@@ -129,6 +152,7 @@ async fn start_exec(
             additional_gids: &user.additional_gids,
             rlimits: &spec.rlimits,
             terminal: spec.tty.is_some(),
+            confinement: container.services.options.policy.confinement(privileged),
         },
     )?;
     let exit = container.exits.expect(&entry.instance);
@@ -171,15 +195,24 @@ pub(super) fn follow_exec(
     let container = Arc::downgrade(container);
     tokio::spawn(async move {
         if let Some(record) = exits::wait(exit).await {
+            if let (true, Some(container)) = (record.out_of_memory, container.upgrade()) {
+                tell_out_of_memory(&container, &entry, false).await;
+            }
             entry.announce(exit_of(&record)).await;
             if let Some(container) = container.upgrade() {
                 let (code, oom) = (record.code, record.out_of_memory);
                 container.event(EventKind::Exited { code, oom }, Some(&entry.id));
             }
             log_exit(&entry, &record);
+            let forgotten = container
+                .upgrade()
+                .is_some_and(|container| container.forget_waited(&entry));
             entry.output_over().await;
-            // Its record on file stays, for a server that restarts.
             let _ = shim.forget(&entry.instance).await;
+            // Else its record on file stays, for a server that restarts.
+            if let (true, Some(container)) = (forgotten, container.upgrade()) {
+                container.dir.remove_process(&entry.instance);
+            }
         }
     });
 }
@@ -295,30 +328,58 @@ async fn start_pea(
     if !check {
         container.event(EventKind::PeaStarted, Some(&entry.id));
     }
-    let told = (!check).then_some(container);
-    follow_pea(told, entry, pea);
+    follow_pea(container, entry, pea, own_limits);
     Ok(())
 }
 
-/// Announces a pea's exit when its teardown is on file; as an event too in the container given.
+/// Announces a pea's exit when its teardown is on file.
 pub(super) fn follow_pea(
-    container: Option<&Arc<Container>>,
+    container: &Arc<Container>,
     entry: &Arc<ProcessEntry>,
     pea: Pea<ExitRecord>,
+    own_limits: bool,
 ) {
-    let entry = Arc::clone(entry);
-    let container = container.map(Arc::downgrade);
+    let seat = Seat {
+        container: Arc::downgrade(container),
+        instance: entry.instance.clone(),
+        own_limits,
+    };
+    container.services.pea_index.add(entry.id.clone(), seat);
+    let (container, entry) = (Arc::downgrade(container), Arc::clone(entry));
     tokio::spawn(async move {
-        if let Ok(record) = pea.wait().await {
+        let ended = pea.wait().await;
+        let container = container.upgrade();
+        if let Some(container) = &container {
+            let index = &container.services.pea_index;
+            index.remove(&entry.id, &entry.instance);
+        }
+        if let Ok(record) = ended {
+            if let (Some(container), true) = (&container, record.out_of_memory) {
+                tell_out_of_memory(container, &entry, own_limits).await;
+            }
             entry.reaped(record.exited_at_ns);
             entry.announce(exit_of(&record)).await;
-            if let Some(container) = container.and_then(|container| container.upgrade()) {
+            let told = container
+                .as_ref()
+                .filter(|_| !checks::is_run(entry.id.as_str()));
+            if let Some(container) = told {
                 let (code, oom) = (record.code, record.out_of_memory);
                 container.event(EventKind::PeaExited { code, oom }, Some(&entry.id));
             }
             log_exit(&entry, &record);
+            if let Some(container) = container {
+                container.forget_waited(&entry);
+            }
         }
     });
+}
+
+/// Has what the exit of a process says of its memory known before the exit is.
+async fn tell_out_of_memory(container: &Arc<Container>, entry: &ProcessEntry, own_limits: bool) {
+    tracing::info!(handle = %container.handle, process = %entry.id, "ran out of memory");
+    if !own_limits {
+        oom::look(container).await;
+    }
 }
 
 /// How long it took from the moment the supervisor reaped it until all attachments knew.

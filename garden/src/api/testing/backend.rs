@@ -301,6 +301,20 @@ impl Backend for Fake {
         self.with(handle, |container| container.spec.limits.clone())
     }
 
+    async fn limits_in_force(&self, handle: &Handle) -> Result<LimitsInForce, Error> {
+        self.with(handle, |container| LimitsInForce {
+            limits: container.spec.limits.clone(),
+            ..LimitsInForce::default()
+        })
+    }
+
+    async fn change_limits(&self, handle: &Handle, change: LimitsChange) -> Result<Limits, Error> {
+        self.with(handle, |container| {
+            container.spec.limits = change.apply(&container.spec.limits);
+            container.spec.limits.clone()
+        })
+    }
+
     async fn net_in(&self, handle: &Handle, mut wish: PortMapping) -> Result<PortMapping, Error> {
         if wish.host_port == 0 {
             wish.host_port = self.next_port.fetch_add(1, Ordering::Relaxed);
