@@ -24,8 +24,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    attach, config, create, doctor, exec, inspect, limits, ls, pea, pull, repro, rm, rootfs, run,
-    scale, server, stop, stream_in, teardown,
+    attach, config, create, doctor, events, exec, health, inspect, limits, ls, pea, pull, repro,
+    rm, rootfs, run, scale, server, stop, stream_in, teardown, wait,
 };
 use crate::reach::Target;
 
@@ -47,6 +47,10 @@ enum Verb {
     Attach(attach::AttachArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
+    #[command(subcommand)]
+    Health(health::HealthVerb),
+    Events(events::EventsArgs),
+    Wait(wait::WaitArgs),
     Limits(limits::LimitsArgs),
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
@@ -108,6 +112,9 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Attach(args) => attach::run(&target, args).await,
         Verb::Ls(args) => ls::run(&target, &args).await,
         Verb::Inspect(args) => inspect::run(&target, &args).await,
+        Verb::Health(verb) => health::run(&target, verb).await,
+        Verb::Events(args) => events::run(&target, args).await,
+        Verb::Wait(args) => wait::run(&target, args).await,
         Verb::Limits(args) => limits::run(&target, &args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,
         Verb::Rm(args) => rm::run(&target, &args).await,

@@ -78,6 +78,29 @@ pub(crate) fn space(text: &str) -> Result<Space, String> {
     }
 }
 
+/// A duration: a number with a unit, `500ms`, `1.5s`, `2m`, `1h`; seconds without one.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong =
+        || format!("{text:?} is not a time: give a number with a unit, like 500ms, 1.5s, 2m or 1h");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..).unwrap_or_default();
+    let factor = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(wrong()),
+    };
+    let plain = digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number: f64 = digits.parse().map_err(|_| wrong())?;
+    if !plain {
+        return Err(wrong());
+    }
+    Duration::try_from_secs_f64(number * factor).map_err(|_| wrong())
+}
+
 /// A time as Go's flags have it, of one unit: `90s`, `5m`, `1h`, `500ms`; 0 is none at all.
 pub(crate) fn time(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -189,6 +212,18 @@ mod tests {
         assert_eq!(space("20G"), Ok(Space::Bytes(20 << 30)));
         for wrong in ["101%", "-1%", "%", "x"] {
             assert!(space(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        let ms = |text: &str| duration(text).map(|time| time.as_millis());
+        assert_eq!(ms("500ms"), Ok(500));
+        assert_eq!(ms("1.5s"), Ok(1500));
+        assert_eq!(ms("2"), Ok(2000));
+        assert_eq!(ms("1h"), Ok(3_600_000));
+        for wrong in ["", "s", "-1s", "1d", "1e3", "inf", "nan"] {
+            assert!(ms(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -7,11 +7,13 @@
 pub mod api;
 pub mod bundle;
 pub mod cgroup;
+pub mod checks;
 pub mod client;
 mod container;
 pub mod depot;
 pub mod env;
 pub mod error;
+pub mod events;
 pub mod hosting;
 pub mod ids;
 pub mod manager;

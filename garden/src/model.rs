@@ -11,7 +11,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use garden_peas::health::HealthState;
 use serde::{Deserialize, Serialize};
+
+use crate::checks::CheckSpec;
 
 /// The longest handle or process id: a file name with room for a suffix.
 pub const MAX_ID_LENGTH: usize = 200;
@@ -370,6 +373,9 @@ pub struct ContainerSpec {
     pub net_in: Vec<PortMapping>,
     /// Rules for outgoing traffic, at creation.
     pub net_out: Vec<NetOutRule>,
+    /// Checks of its health, from its creation on.
+    #[serde(default)]
+    pub checks: Vec<CheckSpec>,
 }
 
 /// A port of the host that leads into a container.
@@ -462,6 +468,10 @@ pub struct ProcessSpec {
     pub pids: Option<u64>,
     /// For a pea: host paths inside it.
     pub bind_mounts: Vec<BindMount>,
+    /// It is a run of a health check: it has a group of its own, and nothing of it stays. Only the
+    /// manager itself says so.
+    #[serde(skip)]
+    pub check: bool,
 }
 
 impl ProcessSpec {
@@ -519,6 +529,9 @@ pub struct ContainerInfo {
     pub mapped_ports: Vec<PortMapping>,
     /// Its limits.
     pub limits: Limits,
+    /// What its health checks say, if it has any.
+    #[serde(default)]
+    pub health: Option<HealthState>,
 }
 
 /// The addresses of a container; `None` where there is none.

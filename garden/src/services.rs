@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use garden_peas::TeardownMode;
+use garden_peas::histogram::Histogram;
 use garden_peas::teardown::Queue;
 use garden_rootfs::plugin::Plugins;
 use garden_rootfs::{CollectPolicy, Mapping, Store, WithoutQuota};
@@ -18,6 +19,7 @@ use crate::cgroup::{Cgroups, Devices};
 use crate::container::Container;
 use crate::depot::{ContainerRecord, Depot};
 use crate::error::Error;
+use crate::events::Events;
 use crate::ids::{self, Pool};
 use crate::model::{DiskLimit, DiskMetrics, ImageRef};
 use crate::policy::Policy;
@@ -123,6 +125,10 @@ pub(crate) struct Services {
     pub(crate) pods: Mutex<HashMap<String, Weak<Container>>>,
     /// What takes away what peas and containers leave; set once, right after this is made.
     pub(crate) queue: OnceLock<Queue>,
+    /// What happens, for whoever listens.
+    pub(crate) events: Events,
+    /// From the end of a health check that changed something to the news of it.
+    pub(crate) health_latency: Histogram,
 }
 
 /// Locks a table whose holder cannot panic half-way through a change.
@@ -158,6 +164,8 @@ impl Services {
             pods: Mutex::default(),
             plugins: Workers::start("garden-plugins", 8).map_err(threads)?,
             queue: OnceLock::new(),
+            events: Events::default(),
+            health_latency: Histogram::default(),
         })
     }
 

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use garden::model::{BindMount, ContainerSpec, DiskLimit, DiskScope, Handle, Limits};
 
+use super::health_args::HealthArgs;
 use super::limits::ShareArgs;
 use super::print;
 use crate::reach::Target;
@@ -16,6 +17,8 @@ use crate::values;
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     container: ContainerArgs,
+    #[command(flatten)]
+    health: HealthArgs,
 }
 
 /// What a container is made from.
@@ -118,7 +121,8 @@ impl ContainerArgs {
 /// Creates it.
 pub(crate) async fn run(target: &Target, args: &CreateArgs) -> Result<u8> {
     let client = target.server().await?;
-    let spec = args.container.spec()?;
+    let mut spec = args.container.spec()?;
+    spec.checks = args.health.checks()?;
     super::pull::watch(&client, spec.image.as_ref(), args.container.quiet).await?;
     let handle = client.create(&spec).await?;
     print(&format!("{handle}\n"))?;

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use garden::checks::health::HealthState;
 
 use super::{print, print_json};
 use crate::reach::Target;
@@ -54,6 +55,7 @@ pub(crate) async fn run(target: &Target, args: &LsArgs) -> Result<u8> {
                 vec![
                     container.handle.to_string(),
                     container.state.clone(),
+                    container.health.map_or("-", HealthState::as_str).to_owned(),
                     table::age(container.age_ms),
                     (container.processes.len() - peas).to_string(),
                     peas.to_string(),
@@ -61,7 +63,15 @@ pub(crate) async fn run(target: &Target, args: &LsArgs) -> Result<u8> {
                 ]
             })
             .collect();
-        let heading = ["NAME", "STATE", "AGE", "PROCESSES", "PEAS", "IMAGE"];
+        let heading = [
+            "NAME",
+            "STATE",
+            "HEALTH",
+            "AGE",
+            "PROCESSES",
+            "PEAS",
+            "IMAGE",
+        ];
         print(&table::format(&heading, &rows))?;
     }
     Ok(0)

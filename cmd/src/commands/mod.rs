@@ -4,7 +4,10 @@ pub(crate) mod attach;
 pub(crate) mod config;
 pub(crate) mod create;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod health;
+pub(crate) mod health_args;
 pub(crate) mod inspect;
 pub(crate) mod limits;
 pub(crate) mod ls;
@@ -21,6 +24,7 @@ mod server_limits;
 pub(crate) mod stop;
 pub(crate) mod stream_in;
 pub(crate) mod teardown;
+pub(crate) mod wait;
 
 use std::io::Write as _;
 

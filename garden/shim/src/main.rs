@@ -13,6 +13,7 @@
 
 mod executor;
 mod failure;
+mod probe;
 mod process;
 mod record;
 mod seccomp;

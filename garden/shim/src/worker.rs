@@ -31,6 +31,15 @@ pub(crate) enum Report {
     Running(i32),
     /// It does not.
     Failed(Failure),
+    /// What a probe has found; see [`garden_wire::Answer::Probed`].
+    Probed {
+        /// Whether that is as expected.
+        passed: bool,
+        /// The same for a person.
+        message: String,
+        /// When that was known.
+        at_ns: u64,
+    },
 }
 
 /// What a worker is given, beside the request.

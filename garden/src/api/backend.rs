@@ -15,7 +15,9 @@ use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
+use crate::checks::{CheckSpec, HealthStatus};
 use crate::error::Error;
+use crate::events::{EventFilter, EventStream};
 use crate::model::{
     Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
     Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage,
@@ -193,6 +195,29 @@ pub trait Backend: Send + Sync + 'static {
         image: ImageRef,
         progress: mpsc::Sender<PullProgress>,
     ) -> impl Future<Output = Result<PulledImage, Error>> + Send;
+
+    /// What the health checks of a container say.
+    fn health(&self, handle: &Handle) -> impl Future<Output = Result<HealthStatus, Error>> + Send;
+
+    /// Replaces all health checks of a container: all or, with an error, none of them.
+    fn set_checks(
+        &self,
+        handle: &Handle,
+        checks: Vec<CheckSpec>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes a health check; one that is not there is an error.
+    fn remove_check(
+        &self,
+        handle: &Handle,
+        name: &str,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// What happens, and what has happened. Nobody waits for whoever reads it.
+    fn events(
+        &self,
+        filter: EventFilter,
+    ) -> impl Future<Output = Result<EventStream, Error>> + Send;
 
     /// What is left to clean up.
     fn teardown(&self) -> impl Future<Output = Result<TeardownStatus, Error>> + Send;

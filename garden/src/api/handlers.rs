@@ -28,7 +28,7 @@ use super::server::Options;
 use super::session::Context;
 use super::streams::Streams;
 use super::wire::{self, WireHandle, WireHandles, WireNetOutRule, WirePorts, WireStop, WireValue};
-use super::{bulk, files, own, own_limits, pull};
+use super::{bulk, events, files, health, own, own_limits, pull};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle, NetOutRule};
 
@@ -197,6 +197,11 @@ async fn answer<B: Backend>(
             shared.destroy(&parse_handle(&handle)?).await?;
             done()
         }
+        Route::Events => events::stream(&shared, &parameters).await,
+        Route::Health(_)
+        | Route::SetHealth(_)
+        | Route::RemoveHealth(_)
+        | Route::RemoveCheck(..) => health::answer(&**backend, route, request).await,
         Route::Pull => pull::pull(&shared, read(request).await?).await,
         Route::AllLimits(handle) => own_limits::limits(&shared, &handle).await,
         Route::ChangeLimits(handle) => {
@@ -329,7 +334,7 @@ async fn body(request: Request<Incoming>) -> Result<Bytes, ApiError> {
     Ok(whole.map_err(lost)?.to_bytes())
 }
 
-async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ApiError> {
+pub(super) async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ApiError> {
     Ok(wire::decode_request(&body(request).await?)?)
 }
 

@@ -26,8 +26,10 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use garden_peas::{PeaSet, Policy};
 use tokio::sync::mpsc;
 
+use crate::checks::Checks;
 use crate::depot::{ContainerDir, ContainerRecord, DepotError};
 use crate::error::Error;
+use crate::events::{EventKind, Log};
 use crate::model::{Handle, ProcessId};
 use crate::runtime::shim::{Event, Shim};
 use crate::services::{Services, lock};
@@ -53,6 +55,10 @@ pub(crate) struct Container {
     processes: Mutex<HashMap<ProcessId, Arc<ProcessEntry>>>,
     peas: OnceLock<PeaSet<PodHost>>,
     destroying: AtomicBool,
+    /// Its health checks.
+    pub(crate) checks: Checks,
+    /// What happened to it last.
+    pub(crate) log: Log,
     told: oom::Told,
     throttled: AtomicBool,
     /// Taken by whoever changes its limits.
@@ -84,6 +90,8 @@ impl Container {
             processes: Mutex::default(),
             peas: OnceLock::new(),
             destroying: AtomicBool::new(false),
+            checks: Checks::default(),
+            log: Log::default(),
             told,
             throttled: AtomicBool::new(false),
             limits_turn: tokio::sync::Semaphore::new(1),
@@ -119,6 +127,13 @@ impl Container {
         if let Err(error) = self.change(|record| record.events.push(event.to_owned())) {
             tracing::warn!(handle = %self.handle, error = %crate::error::report(&error), "an event is not on file");
         }
+    }
+
+    /// Tells everybody who listens that something happened to it, or to a process in it.
+    pub(crate) fn event(&self, kind: EventKind, process: Option<&ProcessId>) {
+        let process = process.map(ProcessId::as_str);
+        let events = &self.services.events;
+        events.publish(self.handle.as_str(), process, kind, Some(&self.log));
     }
 
     /// Its peas.
@@ -240,6 +255,7 @@ async fn follow(
                 // Without its supervisor nobody would ever learn of its processes' ends.
                 tracing::error!(handle = %container.handle, "the supervisor died; killing its pod");
                 container.add_event("Supervisor died");
+                container.event(EventKind::SupervisorDied, None);
                 let services = Arc::clone(&container.services);
                 let pod = Arc::clone(&container);
                 let killed = services

@@ -1,6 +1,6 @@
 //! A process or a pea as its users see it: streams, control, exit.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -33,6 +33,8 @@ pub(crate) struct ProcessEntry {
     running: OnceLock<Running>,
     exit: watch::Sender<Option<Exit>>,
     ended_at: OnceLock<Instant>,
+    /// When its supervisor reaped it, in nanoseconds since the epoch; 0 before.
+    reaped_at_ns: AtomicU64,
     waited: AtomicBool,
 }
 
@@ -54,6 +56,7 @@ impl ProcessEntry {
             running: OnceLock::new(),
             exit,
             ended_at: OnceLock::new(),
+            reaped_at_ns: AtomicU64::new(0),
             waited: AtomicBool::new(false),
         })
     }
@@ -61,6 +64,16 @@ impl ProcessEntry {
     /// It runs.
     pub(crate) fn started(&self, pid: u32, streams: Streams) {
         let _ = self.running.set(Running { pid, streams });
+    }
+
+    /// It was reaped, by its supervisor's word. To be called before its exit is announced.
+    pub(crate) fn reaped(&self, at_ns: u64) {
+        self.reaped_at_ns.store(at_ns, Ordering::Relaxed);
+    }
+
+    /// When it was reaped; 0 when that is not known.
+    pub(crate) fn reaped_at_ns(&self) -> u64 {
+        self.reaped_at_ns.load(Ordering::Relaxed)
     }
 
     /// Tells its exit to all attachments, once what it left in its pipes is handed on.

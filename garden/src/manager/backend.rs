@@ -13,8 +13,10 @@ use tokio::sync::mpsc;
 
 use super::Manager;
 use crate::api::{Backend, CpuScale, Filters, StreamIn, TarStream};
+use crate::checks::{CheckSpec, HealthStatus};
 use crate::container::Container;
 use crate::error::Error;
+use crate::events::{EventFilter, EventStream};
 use crate::metrics;
 use crate::model::{
     Addresses, Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange,
@@ -101,6 +103,7 @@ impl Backend for Manager {
                 .collect(),
             mapped_ports: Vec::new(),
             limits: record.spec.limits,
+            health: container.checks.state(),
         })
     }
 
@@ -245,6 +248,22 @@ impl Backend for Manager {
             .images
             .run(move || roots.pull(&image, &progress));
         pulled.await?
+    }
+
+    async fn health(&self, handle: &Handle) -> Result<HealthStatus, Error> {
+        Ok(self.find(handle)?.checks.status())
+    }
+
+    async fn set_checks(&self, handle: &Handle, checks: Vec<CheckSpec>) -> Result<(), Error> {
+        self.find(handle)?.set_checks(checks)
+    }
+
+    async fn remove_check(&self, handle: &Handle, name: &str) -> Result<(), Error> {
+        self.remove_one_check(handle, name)
+    }
+
+    async fn events(&self, filter: EventFilter) -> Result<EventStream, Error> {
+        Ok(self.event_stream(filter))
     }
 
     async fn teardown(&self) -> Result<TeardownStatus, Error> {

@@ -21,11 +21,13 @@ use super::Manager;
 use super::cleaner;
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
+use crate::checks::{self, HealthRecord};
 use crate::container::exits::Exits;
 use crate::container::launch::{self, Passed, StartOrder};
 use crate::container::{self, Container, names, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
+use crate::events::EventKind;
 use crate::ids::on_host;
 use crate::model::{ContainerSpec, Handle, ImageRef, ProcessId};
 use crate::roots::Root;
@@ -67,6 +69,8 @@ impl Manager {
         let image = self.image_of(&spec)?;
         services.cgroups.check(&spec.limits)?;
         spec.image = Some(image.clone());
+        let checks = std::mem::take(&mut spec.checks);
+        checks::spec::validate_all(&checks)?;
         let Some(dir) = self.reserve(&handle)? else {
             return Err(Error::HandleInUse(handle));
         };
@@ -75,7 +79,14 @@ impl Manager {
         let mut record = ContainerRecord::new(instance, cgroup, spec, now_ms());
         let described = services.take_ids(record.spec.privileged).and_then(|ids| {
             record.ids = ids;
-            Ok(dir.write(&record)?)
+            dir.write(&record)?;
+            if !checks.is_empty() {
+                dir.write_health(&HealthRecord {
+                    checks,
+                    saved: None,
+                })?;
+            }
+            Ok(())
         });
         let made = match described {
             Ok(()) => self.make(&handle, dir, &mut record, &image).await,
@@ -83,7 +94,9 @@ impl Manager {
         };
         match made {
             Ok(container) => {
-                self.insert(container);
+                self.insert(Arc::clone(&container));
+                container.event(EventKind::Created, None);
+                self.open_checks(&container);
                 let ms = begun.elapsed().as_secs_f64() * 1000.0;
                 tracing::info!(%handle, duration_ms = ms, "container created");
                 Ok(handle)

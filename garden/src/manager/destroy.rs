@@ -15,6 +15,7 @@ use crate::container::Container;
 use crate::container::groups::Groups;
 use crate::depot::Phase;
 use crate::error::Error;
+use crate::events::EventKind;
 use crate::model::Handle;
 use crate::services::{lock, process_state};
 
@@ -46,9 +47,11 @@ impl Manager {
         // On a task of its own: a caller that goes away does not stop it half-way.
         let manager = self.clone();
         let task = tokio::spawn(async move {
+            container.checks.close();
             let done = manager.destroy_uncancelled(&container).await;
             if done.is_err() {
                 container.destroy_failed();
+                container.reopen_checks();
             }
             done
         });
@@ -80,6 +83,7 @@ impl Manager {
         let target = cleaner::container_target(services, &container.handle, &record);
         services.queue().enqueue(target);
         self.remove(&container.handle);
+        container.event(EventKind::Destroyed, None);
         let ms = begun.elapsed().as_secs_f64() * 1000.0;
         tracing::info!(handle = %container.handle, duration_ms = ms, "container destroyed");
         Ok(())
@@ -135,6 +139,7 @@ impl Manager {
     /// written.
     pub async fn stop_container(&self, handle: &Handle, kill: bool) -> Result<(), Error> {
         let container = self.find(handle)?;
+        container.suspend_checks();
         let polite = if kill { 0 } else { TERM_ROUNDS };
         let mut left = Vec::new();
         for round in 0..polite + KILL_ROUNDS {
@@ -155,6 +160,7 @@ impl Manager {
             tracing::warn!(%handle, pid, state = process_state(pid), "it outlives a stop");
         }
         container.change(|record| record.stopped = true)?;
+        container.event(EventKind::Stopped, None);
         Ok(())
     }
 

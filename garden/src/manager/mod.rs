@@ -4,6 +4,7 @@
 //! - `limits`: changing what a container may use.
 //! - `run`: processes and peas in it.
 //! - `restore`: finding everything again after a restart.
+//! - `health`: its health checks, and the events of all.
 //! - `cleaner`: the stages of teardown.
 //! - `backend`: the manager as the API server sees it.
 //!
@@ -14,6 +15,7 @@ mod backend;
 mod cleaner;
 mod create;
 mod destroy;
+mod health;
 mod limits;
 mod restore;
 mod run;
@@ -35,6 +37,7 @@ use crate::services::{Services, lock};
 use cleaner::Cleaner;
 pub use garden_peas::TeardownMode;
 pub use garden_rootfs::{Unmount, WithoutQuota};
+pub(crate) use run::start_known as start_process;
 
 /// All containers of one server. Cheap to clone.
 #[derive(Clone)]

@@ -18,12 +18,13 @@ use tokio::sync::watch;
 use super::create::{INIT, open_root};
 use super::run::{exit_of, follow_exec, follow_pea};
 use super::{Manager, cleaner};
-use crate::container::exits::Exits;
+use crate::container::exits::{self, Exits};
 use crate::container::peas::{self, PeaProcess};
 use crate::container::process::ProcessEntry;
 use crate::container::{Container, launch};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
+use crate::events::EventKind;
 use crate::model::{ContainerSpec, Handle};
 use crate::runtime::shim::Shim;
 use crate::services::{Services, new_instance, now_ms};
@@ -69,7 +70,7 @@ impl Manager {
     fn abandon(&self, handle: &Handle, record: &ContainerRecord) -> Result<(), Error> {
         let services = self.services();
         for process in services.depot.container(handle)?.read_processes() {
-            if process.pea {
+            if process.pea || process.check {
                 self.abandon_pea(handle, record, &process);
             }
         }
@@ -82,6 +83,7 @@ impl Manager {
         Ok(())
     }
 
+    /// Hands what a pea, or a run of a health check, left to the teardown queue.
     fn abandon_pea(&self, handle: &Handle, record: &ContainerRecord, process: &ProcessRecord) {
         let services = self.services();
         if services.queue().has(&process.instance) {
@@ -95,7 +97,7 @@ impl Manager {
             instance: process.instance.clone(),
             resources: Resources {
                 cgroups: vec![peas::group_path(&place)],
-                rootfs: Some(process.instance.clone()),
+                rootfs: process.pea.then(|| process.instance.clone()),
                 records: vec![services.depot.container_path(handle)],
                 ..Resources::default()
             },
@@ -142,7 +144,9 @@ impl Manager {
         super::limits::settle(&container).await;
         crate::container::oom::watch(&container);
         tracing::info!(%handle, processes = states.len(), "container found");
-        self.insert(container);
+        self.insert(Arc::clone(&container));
+        container.event(EventKind::Found, None);
+        self.open_checks(&container);
         Ok(())
     }
 
@@ -154,7 +158,19 @@ impl Manager {
         exit: watch::Receiver<Option<garden_wire::ExitRecord>>,
     ) {
         let queue = self.services().queue();
-        if process.pea && queue.has(&process.instance) {
+        if (process.pea || process.check) && queue.has(&process.instance) {
+            return;
+        }
+        if process.check {
+            // Nobody waits for what it would say: its check is made anew.
+            self.abandon_pea(&container.handle, &container.record(), &process);
+            if state.is_some_and(|state| state.exit.is_none()) {
+                let shim = container.shim.clone();
+                tokio::spawn(async move {
+                    exits::wait(exit).await;
+                    let _ = shim.forget(&process.instance).await;
+                });
+            }
             return;
         }
         let Some(state) = state else {

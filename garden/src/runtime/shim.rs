@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, FromShim, PROTOCOL, PacketError, ProcessState, Request, Start,
-    Unpack,
+    Answer, Envelope, ExitRecord, FromShim, PROTOCOL, PacketError, Probe, ProcessState, Request,
+    Start, Unpack,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::sync::{mpsc, oneshot};
@@ -41,6 +41,8 @@ struct Inner {
     /// `None` once the connection has ended: whoever asks then is told at once.
     waiting: Arc<Mutex<Option<Waiting>>>,
     reader: tokio::task::AbortHandle,
+    /// Whether it understands probes.
+    probes: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -110,6 +112,7 @@ impl Shim {
             sequence: AtomicU64::new(0),
             waiting,
             reader,
+            probes: AtomicBool::new(false),
         }));
         let hello = shim.ask(Request::Hello { protocol: PROTOCOL }, &[]);
         let (answer, _) =
@@ -122,7 +125,11 @@ impl Shim {
             Answer::Hello {
                 protocol,
                 processes,
-            } if protocol <= PROTOCOL => Ok((shim, processes, receiver)),
+                probes,
+            } if protocol <= PROTOCOL => {
+                shim.0.probes.store(probes, Ordering::Relaxed);
+                Ok((shim, processes, receiver))
+            }
             Answer::Hello { protocol, .. } => Err(Error::host(
                 "the container's supervisor is of a newer release than this server",
                 format!("it speaks protocol {protocol}, this server up to {PROTOCOL}"),
@@ -155,6 +162,28 @@ impl Shim {
     /// What the container's file system or the archive brought up.
     pub async fn unpack(&self, unpack: Unpack, stream: BorrowedFd<'_>) -> Result<(), Error> {
         self.done(Request::Unpack(unpack), &[stream]).await
+    }
+
+    /// Looks from inside the pod's network whether something answers. Returns whether it is as
+    /// expected, what was found, and when that was known, in nanoseconds since the epoch.
+    ///
+    /// # Errors
+    /// When the shim is gone, or of a release that cannot do it.
+    pub async fn probe(&self, probe: Probe) -> Result<(bool, String, u64), Error> {
+        if !self.0.probes.load(Ordering::Relaxed) {
+            return Err(Error::host(
+                "the container's supervisor cannot probe its network",
+                "it is of an older release: create the container anew",
+            ));
+        }
+        match self.ask(Request::Probe(probe), &[]).await?.0 {
+            Answer::Probed {
+                passed,
+                message,
+                at_ns,
+            } => Ok((passed, message, at_ns)),
+            answer => Err(out_of_step(&answer)),
+        }
     }
 
     /// Sends a signal. A process that has ended meanwhile is no error here.

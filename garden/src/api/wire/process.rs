@@ -163,6 +163,7 @@ impl TryFrom<WireProcessSpec> for ProcessSpec {
             disk,
             pids: wire.pid_limits.limit(),
             bind_mounts: all(wire.bind_mounts)?,
+            check: false,
         })
     }
 }
