@@ -23,7 +23,7 @@ use crate::netlink::{Refusal, Socket};
 use crate::rules::Match;
 use table::{Changes, SUBSYSTEM, Table};
 
-/// What [`Firewall::reconcile`] had to do.
+/// What `Firewall::reconcile` had to do.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Repair {
     /// Chains and elements removed, because no record knows them.
