@@ -22,7 +22,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     create, doctor, exec, inspect, ls, pea, pull, rm, rootfs, run, scale, server, stop, stream_in,
-    teardown,
+    stream_out, teardown,
 };
 use crate::reach::Target;
 
@@ -51,6 +51,7 @@ enum Verb {
     #[command(subcommand)]
     Pea(pea::PeaVerb),
     StreamIn(stream_in::StreamInArgs),
+    StreamOut(stream_out::StreamOutArgs),
     #[command(subcommand)]
     Teardown(teardown::TeardownVerb),
     Scale(scale::ScaleArgs),
@@ -95,6 +96,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Doctor(args) => doctor::run(args).await,
         Verb::Pea(verb) => pea::run(&target, verb).await,
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
+        Verb::StreamOut(args) => stream_out::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,
         Verb::Scale(args) => scale::run(args).await,
         Verb::Server(args) => server::run(&target, args).await,

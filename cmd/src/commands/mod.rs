@@ -14,6 +14,7 @@ pub(crate) mod scale;
 pub(crate) mod server;
 pub(crate) mod stop;
 pub(crate) mod stream_in;
+pub(crate) mod stream_out;
 pub(crate) mod teardown;
 
 use std::io::Write as _;

@@ -13,6 +13,7 @@ mod backend;
 mod cleaner;
 mod create;
 mod destroy;
+mod files;
 mod restore;
 mod run;
 

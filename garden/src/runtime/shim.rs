@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, FromShim, PROTOCOL, PacketError, ProcessState, Request, Start,
-    Unpack,
+    Answer, Envelope, ExitRecord, FromShim, PROTOCOL, Pack, PacketError, ProcessState, Request,
+    Start, Unpack,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::sync::{mpsc, oneshot};
@@ -148,6 +148,20 @@ impl Shim {
     /// What the container's file system or the archive brought up.
     pub async fn unpack(&self, unpack: Unpack, stream: BorrowedFd<'_>) -> Result<(), Error> {
         self.done(Request::Unpack(unpack), &[stream]).await
+    }
+
+    /// Packs files inside the container into `stream`; returns when that begins. `status` gets
+    /// [`garden_wire::PACKED`] when the stream is whole, else what went wrong.
+    ///
+    /// # Errors
+    /// When the user cannot open the source.
+    pub async fn pack(
+        &self,
+        pack: Pack,
+        stream: BorrowedFd<'_>,
+        status: BorrowedFd<'_>,
+    ) -> Result<(), Error> {
+        self.done(Request::Pack(pack), &[stream, status]).await
     }
 
     /// Sends a signal. A process that has ended meanwhile is no error here.
