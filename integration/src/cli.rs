@@ -54,6 +54,19 @@ impl Cli {
         self.start(args)?.finish()
     }
 
+    /// Runs a script on the host to its end; in it `$garden` is the program, and `$dir` a place for
+    /// files that goes with the world.
+    pub fn shell(&self, script: &str) -> Result<Outcome> {
+        let mut shell = self.clone();
+        shell.program = PathBuf::from("/bin/sh");
+        shell.env.push(("garden", self.program.clone().into()));
+        let place = self.env.iter().find(|(key, _)| *key == "GARDEN_SOCKET");
+        let place = place.and_then(|(_, socket)| std::path::Path::new(socket).parent());
+        let place = place.unwrap_or_else(|| std::path::Path::new("/nowhere"));
+        shell.env.push(("dir", place.into()));
+        shell.run(&["-c", script])
+    }
+
     /// Runs the program to its end, which must be a success; returns what it wrote to stdout.
     pub fn output(&self, args: &[&str]) -> Result<String> {
         let outcome = self.run(args)?;
