@@ -107,7 +107,11 @@ fn cve_2025_31133_masks_by_the_containers_own_null() {
                 "mount -o remount,rw /proc/sys",
             ],
         )?;
-        app.exec("rm -f /dev/null && ln -s /proc/sys/kernel/core_pattern /dev/null")?;
+        // A mount holds the name; whoever gets it away all the same must gain nothing.
+        app.exec(
+            "umount /dev/null 2>/dev/zero; rm -f /dev/null 2>/dev/zero &&
+            ln -s /proc/sys/kernel/core_pattern /dev/null; true",
+        )?;
         both(&app, "head -c 1 /proc/kcore | wc -c", "0")?;
         ensure!(before == std::fs::read_to_string("/proc/sys/kernel/core_pattern")?);
         app.end()

@@ -110,8 +110,9 @@ impl Head<'_> {
                 0,
                 (0, 0),
             );
+            // By its own length: `out` may begin within a block of the stream.
+            pad(&mut records);
             out.extend_from_slice(&records);
-            pad(out);
         }
         let (flag, device) = match self.kind {
             Type::File => (b'0', (0, 0)),
@@ -282,14 +283,15 @@ mod tests {
                 ..head(b"sparse")
             },
         ];
-        let mut out = Vec::new();
+        // As behind a file whose content went another way: not at the start of a block.
+        let mut out = vec![0; 32];
         for head in &heads {
             let content = head.write(&mut out);
             out.extend(std::iter::repeat_n(b'c', usize::try_from(content).unwrap()));
-            pad(&mut out);
+            out.resize(32 + (out.len() - 32).next_multiple_of(BLOCK), 0);
         }
         out.extend([0; 1024]);
-        let mut input = &out[..];
+        let mut input = &out[32..];
         let mut entries = Entries::new(&mut input);
         for head in &heads {
             let entry = entries.next().unwrap().unwrap();
