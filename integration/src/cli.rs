@@ -54,16 +54,11 @@ impl Cli {
         self.start(args)?.finish()
     }
 
-    /// Runs a script on the host to its end; in it `$garden` is the program, and `$dir` a place for
-    /// files that goes with the world.
+    /// Runs a script on the host to its end; in it `$garden` is the program.
     pub fn shell(&self, script: &str) -> Result<Outcome> {
         let mut shell = self.clone();
         shell.program = PathBuf::from("/bin/sh");
         shell.env.push(("garden", self.program.clone().into()));
-        let place = self.env.iter().find(|(key, _)| *key == "GARDEN_SOCKET");
-        let place = place.and_then(|(_, socket)| std::path::Path::new(socket).parent());
-        let place = place.unwrap_or_else(|| std::path::Path::new("/nowhere"));
-        shell.env.push(("dir", place.into()));
         shell.run(&["-c", script])
     }
 
