@@ -110,6 +110,10 @@ impl Bars {
 
     /// Removes the bars: what comes after them has the screen to itself.
     pub(crate) fn clear(self) {
+        // Each by itself: a finished bar that is only dropped is drawn once more.
+        for line in self.lines.values().chain(&self.summary) {
+            line.finish_and_clear();
+        }
         let _ = self.all.clear();
     }
 }

@@ -24,6 +24,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::IdRange;
 use crate::model::{ContainerSpec, Handle, ProcessId};
 
 /// The version of the records.
@@ -90,6 +91,9 @@ pub struct ContainerRecord {
     pub spec: ContainerSpec,
     /// The environment of its image.
     pub image_env: Vec<String>,
+    /// The id map of its user namespace; empty when it is privileged, or of an earlier release.
+    #[serde(default)]
+    pub ids: Vec<IdRange>,
     /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
     /// Whether it was stopped.
@@ -98,6 +102,12 @@ pub struct ContainerRecord {
     pub events: Vec<String>,
     /// The pid of its init on the host, for people.
     pub init_pid: u32,
+    /// How many kills for want of memory in its cgroup have been told as events.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// Whether its limits are just being changed: the kernel may have some of the old ones.
+    #[serde(default)]
+    pub limits_pending: bool,
 }
 
 impl ContainerRecord {
@@ -110,10 +120,13 @@ impl ContainerRecord {
             cgroup,
             spec,
             image_env: Vec::new(),
+            ids: Vec::new(),
             created_ms,
             stopped: false,
             events: Vec::new(),
             init_pid: 0,
+            oom_kills: 0,
+            limits_pending: false,
         }
     }
 }

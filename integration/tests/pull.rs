@@ -1,6 +1,7 @@
 //! `garden pull`, `doctor`, and the bars that a person sees.
 
-use std::process::Command;
+use std::num::NonZero;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use garden_integration::{DEADLINE, World, check, skip, wait_until};
@@ -107,24 +108,42 @@ fn bars_are_drawn_on_a_terminal_only() {
         let image = world.images()?.oci("layered")?;
         let program = groot.program().replace("/grootfs", "/garden");
         std::os::unix::fs::symlink(std::fs::read_link(groot.program())?, &program)?;
-        let on_terminal = |flags: &str| {
-            let command = format!(
-                "{program} --socket /nowhere pull {flags} --store {} {image}",
-                groot.store_text()
-            );
+        let on_terminal = |command: &str| {
+            let command = format!("{program} --socket /nowhere {command}");
             let output = Command::new("script")
                 .args(["--quiet", "--return", "--command", &command, "/dev/null"])
                 .env("TERM", "xterm")
+                .stdin(Stdio::null())
                 .env("GARDEN_IT_TAG", world.tag())
                 .output()?;
             ensure!(output.status.success(), "{output:?}");
             Ok::<_, anyhow::Error>(String::from_utf8_lossy(&output.stdout).into_owned())
         };
-        let seen = on_terminal("")?;
+        let pull = |flags: &str| format!("pull {flags} --store {} {image}", groot.store_text());
+        let seen = on_terminal(&pull(""))?;
         ensure!(seen.contains("2 of 2 layers"), "{seen:?}");
-        ensure!(seen.contains(": 2 layers, "), "{seen:?}");
-        let seen = on_terminal("--quiet")?;
+        let left = screen(&seen);
+        ensure!(left.starts_with(&format!("{image}: 2 layers, ")), "{left}");
+        ensure!(left.lines().count() == 1, "{left}");
+        let seen = on_terminal(&pull("--quiet"))?;
         ensure!(seen.is_empty(), "{seen:?}");
+        // What the command says has the screen to itself.
+        let image = world.images()?.oci("other")?;
+        let seen = on_terminal(&format!(
+            "run --runtime-dir {0}/run --store {0}/store --tag {1} --image {image} -- cat /etc/second",
+            world.directory().join("own").display(),
+            world.tag()
+        ))?;
+        ensure!(seen.contains("2 of 2 layers"), "{seen:?}");
+        ensure!(screen(&seen) == "second layer", "{}", screen(&seen));
         Ok(())
     });
+}
+
+/// What a person sees on a terminal at the end.
+fn screen(written: &str) -> String {
+    let (rows, columns) = const { (NonZero::new(24).unwrap(), NonZero::new(200).unwrap()) };
+    let mut terminal = vt100::Parser::new(rows, columns, 0);
+    terminal.process(written.as_bytes());
+    terminal.screen().contents()
 }

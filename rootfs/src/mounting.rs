@@ -158,7 +158,9 @@ impl Store {
             return Ok((mount.map_err(|failed| failed.of(id))?, true));
         }
         self.watch_disk();
-        self.mount_writable(id, overlay)
+        let made = self.mount_writable(id, overlay)?;
+        self.inner.ahead.used(&stack);
+        Ok(made)
     }
 
     /// Whether this host can make root filesystems of an image, before anything is made.

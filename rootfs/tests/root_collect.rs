@@ -344,9 +344,59 @@ fn a_create_without_space_makes_room_once() {
 }
 
 #[test]
+fn an_import_without_space_makes_room_while_it_can() {
+    let test = "an_import_without_space_makes_room_while_it_can";
+    let Some(mut place) = Place::with_mounts(test) else {
+        return;
+    };
+    place.store = None;
+    let path = place.path("disk");
+    let Ok(disk) = Disk::mount(&path, 16 << 10) else {
+        println!("SKIPPED {test}: cannot mount a tmpfs");
+        return;
+    };
+    let source = |name: &str, kilobytes: usize| {
+        let tar = place.path(name);
+        let text = name.repeat(kilobytes * KB / name.len());
+        std::fs::write(&tar, Tar::default().file(name, &text).done()).unwrap();
+        ImageSource::Path(tar)
+    };
+    for role in [Role::Server, Role::Tool] {
+        let mut options = Place::options(&path);
+        options.role = role;
+        options.collect = None;
+        let store = Store::open(&options).unwrap();
+        let kept = store.import(&source("kept", 4 << 10)).unwrap();
+        let used = create(&store, "used", &kept).unwrap();
+        for number in 0..4 {
+            store
+                .import(&source(&format!("old-{number}"), 2 << 10))
+                .unwrap();
+        }
+        // Nobody has just imported anything.
+        drop(store);
+        let store = Store::open(&options).unwrap();
+        let large = store.import(&source("large", 9 << 10)).unwrap();
+        let images = store.list_images().unwrap();
+        assert!(images.iter().any(|info| info.image == large));
+        assert!(images.iter().any(|info| info.image == kept));
+        assert!(images.len() < 6, "{images:?}");
+        let error = store.import(&source("larger", 14 << 10)).unwrap_err();
+        assert!(matches!(error, Error::StoreFull { .. }), "{error:?}");
+        assert!(read(&used.mount, "kept").starts_with("kept"));
+        drop(used);
+        assert!(store.destroy("used").unwrap());
+        store.collect(&CollectPolicy::unused()).unwrap();
+        store.maintain().unwrap();
+        assert!(store.wait_trash_empty(Duration::from_secs(60)));
+    }
+    drop(disk);
+}
+
+#[test]
 fn a_server_makes_room_by_itself() {
     let test = "a_server_makes_room_by_itself";
-    let Some(mut place) = Place::new(test) else {
+    let Some(mut place) = Place::with_mounts(test) else {
         return;
     };
     place.store = None;

@@ -5,12 +5,15 @@ use clap::Args;
 
 use super::{print, print_json};
 use crate::reach::Target;
-use crate::table;
+use crate::{table, values};
 
 /// List containers
 #[derive(Debug, Args)]
 #[command(visible_alias = "ps")]
 pub(crate) struct LsArgs {
+    /// Only those with this property; repeatable
+    #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
+    filter: Vec<String>,
     /// Names only
     #[arg(long, short)]
     quiet: bool,
@@ -21,7 +24,14 @@ pub(crate) struct LsArgs {
 
 /// Lists them.
 pub(crate) async fn run(target: &Target, args: &LsArgs) -> Result<u8> {
-    let list = target.server().await?.ps().await?;
+    let client = target.server().await?;
+    let mut list = client.ps().await?;
+    if !args.filter.is_empty() {
+        let pairs = args.filter.iter().filter_map(|text| text.split_once('='));
+        let filters = pairs.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let matching = client.list(&filters.collect()).await?;
+        (list.containers).retain(|container| matching.contains(&container.handle));
+    }
     if args.json {
         print_json(&list)?;
     } else if args.quiet {

@@ -10,7 +10,7 @@ use garden::model::{Handle, ImageRef, ProcessSpec};
 use tokio::time::Instant;
 
 use super::create::ContainerArgs;
-use super::program;
+use super::process::ProcessArgs;
 use crate::host::HostArgs;
 use crate::reach::Target;
 use crate::streams;
@@ -27,12 +27,8 @@ const CHECK_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct RunArgs {
     #[command(flatten)]
     container: ContainerArgs,
-    /// User: name, uid, uid:gid or name:group [default: root]
-    #[arg(long, short, value_name = "USER")]
-    user: Option<String>,
-    /// Working directory, made when missing [default: the user's home]
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
     /// Image of the health check [default: the container's own]
     #[arg(long, value_name = "IMAGE", requires = "health_cmd")]
     health_image: Option<String>,
@@ -93,21 +89,18 @@ async fn process(
     check: Option<ProcessSpec>,
     interrupted: impl Future<Output = u8>,
 ) -> Result<u8> {
-    let (path, arguments) = program(&args.command);
-    let spec = ProcessSpec {
-        path,
-        args: arguments,
-        user: args.user.clone(),
-        dir: args.cwd.clone(),
-        ..ProcessSpec::default()
-    };
+    let spec = args.process.spec(&args.command);
     let begun = Instant::now();
     let process = client.run(handle, &spec, Wanted::ALL).await?;
     let health = check.map(|check| {
         let (client, handle) = (client.clone(), handle.clone());
         tokio::spawn(async move { watch(&client, &handle, &check, begun).await })
     });
-    let code = streams::follow(process, interrupted).await;
+    let how = streams::How {
+        input: true,
+        terminal: args.process.tty,
+    };
+    let code = streams::follow(process, how, interrupted).await;
     if let Some(health) = health {
         health.abort();
     }
@@ -119,8 +112,11 @@ fn health(args: &RunArgs) -> Result<Option<ProcessSpec>> {
     let Some(command) = &args.health_cmd else {
         return Ok(None);
     };
-    let image: ImageRef =
-        super::image(args.health_image.as_ref().unwrap_or(&args.container.image))?;
+    let image = args.health_image.as_ref().or(args.container.image.as_ref());
+    let Some(image) = image else {
+        bail!("the health check has no image: name one with --health-image");
+    };
+    let image: ImageRef = super::image(image)?;
     if command.trim().is_empty() {
         bail!("the health check is empty: give a shell command with --health-cmd");
     }

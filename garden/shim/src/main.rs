@@ -20,6 +20,7 @@ mod stage;
 mod stream;
 mod supervisor;
 mod sys;
+mod terminal;
 mod userns;
 mod worker;
 mod zygote;

@@ -22,7 +22,7 @@ use crate::failure::{Result, Step as _, other};
 use crate::process::{Process, oom_kills};
 use crate::seccomp::Program;
 use crate::worker::{self, Report};
-use crate::{record, stream, sys};
+use crate::{record, stream, sys, terminal};
 
 /// Namespaces that a pod shares, by their names in `/proc/<pid>/ns` and in the OCI spec.
 const NAMESPACES: [(&str, &str); 6] = [
@@ -410,7 +410,7 @@ impl Supervisor {
         let mut copy = None;
         if let Some(master) = master {
             if let Some((columns, rows)) = start.terminal {
-                requests::set_size(&master, columns, rows)
+                terminal::set_size(&master, columns, rows)
                     .step("cannot set the terminal's size")?;
             }
             copy = Some(

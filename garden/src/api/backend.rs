@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 
 use crate::error::Error;
 use crate::model::{
-    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, Metrics, NetOutRule,
-    PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage, TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
+    Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage,
+    TeardownStatus,
 };
 use crate::process::Attachment;
 
@@ -40,6 +41,15 @@ pub struct StreamIn {
     pub destination: String,
     /// The files.
     pub tar: TarStream,
+}
+
+/// How the host's kernel counts a share of the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuScale {
+    /// cgroup v1: 2 to 262144.
+    Shares,
+    /// cgroup v2: 1 to 10000.
+    Weight,
 }
 
 /// A manager of containers.
@@ -143,6 +153,24 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The limits of a container.
     fn limits(&self, handle: &Handle) -> impl Future<Output = Result<Limits, Error>> + Send;
+
+    /// The limits of a container, with what the kernel has of them.
+    fn limits_in_force(
+        &self,
+        handle: &Handle,
+    ) -> impl Future<Output = Result<LimitsInForce, Error>> + Send;
+
+    /// Changes limits of a container that runs; returns those that hold then.
+    fn change_limits(
+        &self,
+        handle: &Handle,
+        change: LimitsChange,
+    ) -> impl Future<Output = Result<Limits, Error>> + Send;
+
+    /// In which scale Guardian's clients expect to be told the CPU share.
+    fn cpu_scale(&self) -> CpuScale {
+        CpuScale::Shares
+    }
 
     /// Maps a port into a container; returns the mapping with what was allocated.
     fn net_in(

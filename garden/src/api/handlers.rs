@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use super::backend::Backend;
+use super::backend::{Backend, CpuScale};
 use super::error::{ApiError, KIND_HEADER};
 use super::grace::{Doomed, Grace, Touch};
 use super::head::MAX_BODY;
@@ -28,7 +28,7 @@ use super::server::Options;
 use super::session::Context;
 use super::streams::Streams;
 use super::wire::{self, WireHandle, WireHandles, WireNetOutRule, WirePorts, WireStop, WireValue};
-use super::{bulk, files, own, pull};
+use super::{bulk, files, own, own_limits, pull};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle, NetOutRule};
 
@@ -198,6 +198,11 @@ async fn answer<B: Backend>(
             done()
         }
         Route::Pull => pull::pull(&shared, read(request).await?).await,
+        Route::AllLimits(handle) => own_limits::limits(&shared, &handle).await,
+        Route::ChangeLimits(handle) => {
+            own_limits::change(&shared, &handle, read(request).await?).await
+        }
+        Route::Usage(handle) => own_limits::metrics(&shared, &handle).await,
         other => own::answer(&shared, other, &parameters).await,
     }
 }
@@ -275,7 +280,12 @@ async fn limits<B: Backend>(
     handle: &Handle,
     answer: impl FnOnce(wire::WireLimits) -> Answer,
 ) -> Answer {
-    answer((&shared.backend.limits(handle).await?).into())
+    let mut all = shared.backend.limits(handle).await?;
+    if shared.backend.cpu_scale() == CpuScale::Weight {
+        // Guardian tells the kernel's number, in whatever scale that is.
+        all.cpu_shares = all.cpu_shares.map(crate::cgroup::weight_of_shares);
+    }
+    answer((&all).into())
 }
 
 async fn properties<B: Backend>(

@@ -22,6 +22,7 @@ mod handlers;
 pub(crate) mod head;
 mod hijack;
 mod own;
+mod own_limits;
 pub(crate) mod pull;
 mod routes;
 mod server;
@@ -34,7 +35,7 @@ pub(crate) mod testing;
 mod tests;
 pub(crate) mod wire;
 
-pub use backend::{Backend, Filters, StreamIn, TarStream};
+pub use backend::{Backend, CpuScale, Filters, StreamIn, TarStream};
 pub use own::{Peas, Ps, PsContainer};
 pub use server::{Listener, Options, Server};
 pub use socket::Socket;

@@ -48,6 +48,9 @@ pub(super) enum Route {
     // Those of our own.
     Ps,
     Peas(String),
+    AllLimits(String),
+    ChangeLimits(String),
+    Usage(String),
     Teardown,
     TeardownWait,
     Pull,
@@ -143,6 +146,9 @@ impl Route {
             Self::Output(..) => "output",
             Self::Ps => "ps",
             Self::Peas(_) => "peas",
+            Self::AllLimits(_) => "limits",
+            Self::ChangeLimits(_) => "change-limits",
+            Self::Usage(_) => "usage",
             Self::Teardown => "teardown",
             Self::TeardownWait => "teardown-wait",
             Self::Pull => "pull",
@@ -164,6 +170,15 @@ fn find(method: &str, segments: &[&str]) -> Option<Route> {
         ("POST", ["garden", "v1", "teardown", "wait"]) => Some(Route::TeardownWait),
         ("POST", ["garden", "v1", "pull"]) => Some(Route::Pull),
         ("GET", ["garden", "v1", "containers", handle, "peas"]) => Some(Route::Peas(name(handle)?)),
+        ("GET", ["garden", "v1", "containers", handle, "limits"]) => {
+            Some(Route::AllLimits(name(handle)?))
+        }
+        ("PUT", ["garden", "v1", "containers", handle, "limits"]) => {
+            Some(Route::ChangeLimits(name(handle)?))
+        }
+        ("GET", ["garden", "v1", "containers", handle, "metrics"]) => {
+            Some(Route::Usage(name(handle)?))
+        }
         _ => None,
     }
 }

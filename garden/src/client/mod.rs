@@ -8,6 +8,7 @@
 
 mod calls;
 mod info;
+mod limits;
 mod process;
 mod pull;
 mod transport;

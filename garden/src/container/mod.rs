@@ -2,6 +2,8 @@
 //!
 //! - [`exits`]: exits by instance, as the supervisor reports them.
 //! - [`launch`]: starting a container's init, a process, a pea's process.
+//! - [`names`]: its `/etc/hosts` and `/etc/resolv.conf`.
+//! - [`oom`]: learning that it ran out of memory.
 //! - [`peas`]: what a pea needs from its container, for the life-cycle in `garden-peas`.
 //! - [`process`]: a process as its users see it.
 //!
@@ -10,6 +12,8 @@
 
 pub(crate) mod exits;
 pub(crate) mod launch;
+pub(crate) mod names;
+pub(crate) mod oom;
 pub(crate) mod peas;
 pub(crate) mod process;
 
@@ -48,6 +52,10 @@ pub(crate) struct Container {
     processes: Mutex<HashMap<ProcessId, Arc<ProcessEntry>>>,
     peas: OnceLock<PeaSet<PodHost>>,
     destroying: AtomicBool,
+    told: oom::Told,
+    throttled: AtomicBool,
+    /// Taken by whoever changes its limits.
+    pub(crate) limits_turn: tokio::sync::Semaphore,
 }
 
 impl Container {
@@ -63,6 +71,7 @@ impl Container {
         record: ContainerRecord,
         events: mpsc::UnboundedReceiver<Event>,
     ) -> Arc<Self> {
+        let told = oom::Told::new(record.oom_kills);
         let container = Arc::new(Self {
             handle,
             dir,
@@ -74,6 +83,9 @@ impl Container {
             processes: Mutex::default(),
             peas: OnceLock::new(),
             destroying: AtomicBool::new(false),
+            told,
+            throttled: AtomicBool::new(false),
+            limits_turn: tokio::sync::Semaphore::new(1),
         });
         tokio::spawn(follow(
             Arc::downgrade(&container),
@@ -119,9 +131,14 @@ impl Container {
         })
     }
 
-    /// Whether it is unprivileged or not.
-    pub(crate) fn privileged(&self) -> bool {
-        lock(&self.record).spec.privileged
+    /// Whether its CPU share is lowered.
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.throttled.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether its CPU share is lowered.
+    pub(crate) fn set_throttled(&self, throttled: bool) {
+        self.throttled.store(throttled, Ordering::Relaxed);
     }
 
     /// Takes it out of service. `false` when somebody has done so already.
@@ -165,6 +182,16 @@ impl Container {
         {
             processes.remove(&entry.id);
         }
+    }
+
+    /// Forgets a process that has ended and whose end somebody was told of, where the operator
+    /// wants that. Its records on file are its follower's to remove.
+    pub(crate) fn forget_waited(&self, entry: &Arc<ProcessEntry>) -> bool {
+        let forget = self.services.options.policy.forget_waited && entry.waited();
+        if forget {
+            self.unreserve(entry);
+        }
+        forget
     }
 
     /// A process or a pea, also one that has ended.

@@ -1,5 +1,6 @@
 //! A process or a pea as its users see it: streams, control, exit.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -32,6 +33,7 @@ pub(crate) struct ProcessEntry {
     running: OnceLock<Running>,
     exit: watch::Sender<Option<Exit>>,
     ended_at: OnceLock<Instant>,
+    waited: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,7 @@ impl ProcessEntry {
             running: OnceLock::new(),
             exit,
             ended_at: OnceLock::new(),
+            waited: AtomicBool::new(false),
         })
     }
 
@@ -69,6 +72,9 @@ impl ProcessEntry {
             );
         }
         let _ = self.ended_at.set(Instant::now());
+        if self.exit.receiver_count() > 0 {
+            self.waited.store(true, Ordering::Relaxed);
+        }
         self.exit.send_replace(Some(exit));
         // Nobody reads it any more; whoever writes has not noticed yet.
         if let Some(stdin) = self
@@ -97,6 +103,11 @@ impl ProcessEntry {
         self.exit.borrow().is_some()
     }
 
+    /// Whether somebody was told of its exit.
+    pub(crate) fn waited(&self) -> bool {
+        self.ended() && self.waited.load(Ordering::Relaxed)
+    }
+
     /// Its exit, to wait for.
     pub(crate) fn exit(&self) -> watch::Receiver<Option<Exit>> {
         self.exit.subscribe()
@@ -116,6 +127,9 @@ impl ProcessEntry {
     /// Another attachment: gets all output from now on. `None` before it runs.
     pub(crate) fn attach(self: &Arc<Self>, shim: &Shim) -> Option<Attachment> {
         let (control, wishes) = mpsc::channel(CONTROL_QUEUE);
+        if self.ended() {
+            self.waited.store(true, Ordering::Relaxed);
+        }
         let (stdout, stderr) = match self.running.get() {
             Some(running) => {
                 tokio::spawn(obey(Arc::clone(self), shim.clone(), wishes));

@@ -1,6 +1,7 @@
 //! The manager: all containers of one server.
 //!
 //! - `create`, `destroy`: a container's beginning and end.
+//! - `limits`: changing what a container may use.
 //! - `run`: processes and peas in it.
 //! - `restore`: finding everything again after a restart.
 //! - `cleaner`: the stages of teardown.
@@ -14,6 +15,7 @@ mod cleaner;
 mod create;
 mod destroy;
 mod files;
+mod limits;
 mod restore;
 mod run;
 
@@ -78,6 +80,10 @@ impl Manager {
             containers: Mutex::default(),
         }));
         manager.restore().await?;
+        if let Some(interval) = manager.services().options.throttling {
+            let services = Arc::downgrade(manager.services());
+            tokio::spawn(crate::metrics::throttle::run(services, interval));
+        }
         Ok(manager)
     }
 
@@ -108,7 +114,9 @@ impl Manager {
 
     /// Forgets a container.
     fn remove(&self, handle: &Handle) {
-        lock(&self.0.containers).remove(handle);
+        if let Some(container) = lock(&self.0.containers).remove(handle) {
+            self.services().free_ids(&container.record());
+        }
         lock(&self.services().pods).remove(handle.as_str());
     }
 
@@ -149,8 +157,9 @@ impl Manager {
 }
 
 fn open_blocking(options: &Options) -> Result<(Depot, Cgroups, Store), Error> {
+    options.policy.check()?;
     let depot = Depot::open(&options.runtime_dir)?;
-    let cgroups = Cgroups::open(options.tag.as_deref())?;
+    let cgroups = Cgroups::open(options.tag.as_deref(), options.cgroups.clone())?;
     let mut store = StoreOptions::new(&options.store_dir);
     store.unmount = options.unmount;
     store.without_quota = options.without_quota;

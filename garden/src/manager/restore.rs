@@ -114,6 +114,7 @@ impl Manager {
             .find(|state| state.id == INIT && state.exit.is_none())
             .ok_or_else(|| Error::host("the container is not running", "its init has ended"))?;
         let root = open_root(init.pid)?;
+        self.services().claim_ids(&record);
         let exits = Exits::new();
         let _ = exits.expect(INIT);
         let records = dir.read_processes();
@@ -138,6 +139,8 @@ impl Manager {
                 self.take_up_process(&container, process, state, exit).await;
             }
         }
+        super::limits::settle(&container).await;
+        crate::container::oom::watch(&container);
         tracing::info!(%handle, processes = states.len(), "container found");
         self.insert(container);
         Ok(())
@@ -232,7 +235,7 @@ impl Manager {
             },
         };
         match container.peas().adopt(found) {
-            Ok(pea) => follow_pea(entry, pea),
+            Ok(pea) => follow_pea(container, entry, pea, process.own_limits),
             Err(error) => tracing::warn!(process = %process.id, %error, "pea not taken up"),
         }
     }

@@ -14,12 +14,13 @@ use crate::cgroup::Group;
 use crate::container::launch::{self, Passed, StartOrder};
 use crate::container::peas::{self, PeaImage, PeaSpec};
 use crate::container::process::ProcessEntry;
-use crate::container::{Container, exits};
+use crate::container::{Container, exits, oom};
 use crate::depot::{ContainerRecord, ProcessRecord};
 use crate::error::Error;
+use crate::metrics::Seat;
 use crate::model::{Exit, Handle, ProcessId, ProcessSpec};
 use crate::process::Attachment;
-use crate::services::{Services, new_instance};
+use crate::services::{self, Services, new_instance};
 use crate::{env, users};
 
 impl Manager {
@@ -49,6 +50,14 @@ impl Manager {
                     .to_owned(),
             ));
         }
+        if !spec.is_pea() && spec.pids.is_some() {
+            return Err(Error::Invalid(
+                "a limit on processes is for a process with an image: others share their \
+                 container's"
+                    .to_owned(),
+            ));
+        }
+        self.services().cgroups.check(&peas::limits(&spec))?;
         // On a task of its own: what has begun to start is either known or undone, whatever
         // becomes of the caller.
         let task = tokio::spawn(start(container, spec));
@@ -62,10 +71,17 @@ impl Manager {
     /// [`Error::ContainerNotFound`], [`Error::ProcessNotFound`].
     pub fn attach_process(&self, handle: &Handle, id: &ProcessId) -> Result<Attachment, Error> {
         let container = self.find(handle)?;
-        container
+        let entry = container
             .process(id)
-            .and_then(|entry| entry.attach(&container.shim))
-            .ok_or_else(|| Error::ProcessNotFound(id.clone()))
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        let attachment = entry
+            .attach(&container.shim)
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        // Nobody waited for it when it ended; now somebody is told.
+        if container.forget_waited(&entry) && !entry.pea {
+            container.dir.remove_process(&entry.instance);
+        }
+        Ok(attachment)
     }
 }
 
@@ -102,11 +118,12 @@ async fn start_exec(
     let record = container.record();
     let privileged = record.spec.privileged;
     let (user, group) = prepare(container, &record, spec.user.clone()).await?;
+    let owner = services::owner(&container.services.ids(&record), &user)?;
     let mut passed = Passed::default();
     passed.add_group(group);
     let ends = match spec.tty {
         Some(_) => None,
-        None => Some(launch::pipes(&mut passed)?),
+        None => Some(launch::pipes(&mut passed, owner)?),
     };
     let environment = env::effective(&[&record.image_env, &record.spec.env, &spec.env], &user);
     let oci = bundle::exec(
@@ -120,6 +137,7 @@ async fn start_exec(
             additional_gids: &user.additional_gids,
             rlimits: &spec.rlimits,
             terminal: spec.tty.is_some(),
+            confinement: container.services.options.policy.confinement(privileged),
         },
     )?;
     let exit = container.exits.expect(&entry.instance);
@@ -155,13 +173,23 @@ pub(super) fn follow_exec(
 ) {
     let entry = Arc::clone(entry);
     let shim = container.shim.clone();
+    let container = Arc::downgrade(container);
     tokio::spawn(async move {
         if let Some(record) = exits::wait(exit).await {
+            if let (true, Some(container)) = (record.out_of_memory, container.upgrade()) {
+                tell_out_of_memory(&container, &entry, false).await;
+            }
             entry.announce(exit_of(&record)).await;
             log_exit(&entry, &record);
+            let forgotten = container
+                .upgrade()
+                .is_some_and(|container| container.forget_waited(&entry));
             entry.output_over().await;
-            // Its record on file stays, for a server that restarts.
             let _ = shim.forget(&entry.instance).await;
+            // Else its record on file stays, for a server that restarts.
+            if let (true, Some(container)) = (forgotten, container.upgrade()) {
+                container.dir.remove_process(&entry.instance);
+            }
         }
     });
 }
@@ -175,11 +203,11 @@ async fn prepare(
     let files = &container.services.files;
     let container = Arc::clone(container);
     let services = Arc::clone(&container.services);
-    let cgroup = record.cgroup.clone();
+    let (cgroup, limits) = (record.cgroup.clone(), record.spec.limits.clone());
     let devices = Services::devices(record.spec.privileged);
     let prepared = files.run(move || {
         let user = users::resolve(container.root.as_fd(), user.as_deref().unwrap_or_default())?;
-        let group = services.cgroups.open_container(&cgroup, devices)?;
+        let group = services.cgroups.open_container(&cgroup, &limits, devices)?;
         Ok::<_, Error>((user, group))
     });
     prepared.await?
@@ -231,19 +259,50 @@ async fn start_pea(
         ));
     };
     entry.started(pea.pid, streams);
-    follow_pea(entry, pea);
+    follow_pea(container, entry, pea, own_limits);
     Ok(())
 }
 
 /// Announces a pea's exit when its teardown is on file.
-pub(super) fn follow_pea(entry: &Arc<ProcessEntry>, pea: Pea<ExitRecord>) {
-    let entry = Arc::clone(entry);
+pub(super) fn follow_pea(
+    container: &Arc<Container>,
+    entry: &Arc<ProcessEntry>,
+    pea: Pea<ExitRecord>,
+    own_limits: bool,
+) {
+    let seat = Seat {
+        container: Arc::downgrade(container),
+        instance: entry.instance.clone(),
+        own_limits,
+    };
+    container.services.pea_index.add(entry.id.clone(), seat);
+    let (container, entry) = (Arc::downgrade(container), Arc::clone(entry));
     tokio::spawn(async move {
-        if let Ok(record) = pea.wait().await {
+        let ended = pea.wait().await;
+        let container = container.upgrade();
+        if let Some(container) = &container {
+            let index = &container.services.pea_index;
+            index.remove(&entry.id, &entry.instance);
+        }
+        if let Ok(record) = ended {
+            if let (Some(container), true) = (&container, record.out_of_memory) {
+                tell_out_of_memory(container, &entry, own_limits).await;
+            }
             entry.announce(exit_of(&record)).await;
             log_exit(&entry, &record);
+            if let Some(container) = container {
+                container.forget_waited(&entry);
+            }
         }
     });
+}
+
+/// Has what the exit of a process says of its memory known before the exit is.
+async fn tell_out_of_memory(container: &Arc<Container>, entry: &ProcessEntry, own_limits: bool) {
+    tracing::info!(handle = %container.handle, process = %entry.id, "ran out of memory");
+    if !own_limits {
+        oom::look(container).await;
+    }
 }
 
 /// How long it took from the moment the supervisor reaped it until all attachments knew.

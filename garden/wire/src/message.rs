@@ -268,6 +268,8 @@ pub enum FailureKind {
     NotExecutable,
     /// The working directory cannot be entered.
     WorkingDirectory,
+    /// A resource limit is above what the host lets the server give.
+    ResourceLimit,
     /// No process of that id.
     UnknownProcess,
     /// The process has ended.

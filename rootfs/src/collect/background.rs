@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::{CollectPolicy, Disk, Outcome};
+use super::{CollectPolicy, Disk, Outcome, Space, WaterMarks};
 use crate::error::{Error, Result};
 use crate::store::{Signal, Store};
 
@@ -65,14 +65,41 @@ impl Store {
         match work() {
             Err(error) if is_full(&error) => {
                 tracing::info!(%error, "no space: waiting for the trash and a collection");
-                self.make_room();
+                self.make_room(None);
                 work().map_err(|error| self.full(error))
             }
             other => other,
         }
     }
 
-    fn make_room(&self) {
+    /// Does something that needs nobody knows how much space. When that is more than there is, makes
+    /// twice as much free as there was, and tries again, for as long as there is something to give
+    /// up: at the end more than half of the work was worth it.
+    pub(crate) fn with_more_room<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        loop {
+            let before = Disk::look(&self.inner.dirs)?;
+            let error = match work() {
+                Err(error) if is_full(&error) => error,
+                other => return other,
+            };
+            tracing::info!(%error, free = before.free_bytes, "it needs more space than there is");
+            let twice = Space::Bytes(before.free_bytes.saturating_mul(2));
+            self.make_room(Some(WaterMarks {
+                low: twice,
+                high: twice,
+            }));
+            let after = Disk::look(&self.inner.dirs)?;
+            let more = |before: u64, after: u64| after > before.saturating_add(before / 16);
+            if !more(before.free_bytes, after.free_bytes)
+                && !more(before.free_inodes, after.free_inodes)
+            {
+                return Err(self.full(error));
+            }
+        }
+    }
+
+    /// Makes room, up to these marks or those of the server.
+    fn make_room(&self, marks: Option<WaterMarks>) {
         self.inner.trash.boost(true);
         self.empty_trash();
         // What was used a minute ago is better imported again than not being able to create.
@@ -80,9 +107,8 @@ impl Store {
             min_age: Duration::ZERO,
             ..CollectPolicy::default()
         };
-        if let Some(server) = self.policy() {
-            policy.free = server.free.or(policy.free);
-        }
+        let server = self.policy().and_then(|server| server.free);
+        policy.free = marks.or(server).or(policy.free);
         match self.collect(&policy) {
             Ok(report) => tracing::info!(%report, "made room for what found no space"),
             Err(error) => tracing::warn!(%error, "cannot make room"),

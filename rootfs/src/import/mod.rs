@@ -56,7 +56,13 @@ impl Store {
     /// # Errors
     /// [`Error::ImageNotFound`] and [`Error::ImageMalformed`] tell about the image; after any
     /// error nothing of it has a name in the store, but for layers that are whole and verified.
+    /// [`Error::StoreFull`] when it needs more space than can be made: until then it is tried again
+    /// after a collection, with its progress told from the start.
     pub fn import_with(&self, source: &ImageSource, options: &ImportOptions<'_>) -> Result<Image> {
+        self.with_more_room(|| self.import_once(source, options))
+    }
+
+    fn import_once(&self, source: &ImageSource, options: &ImportOptions<'_>) -> Result<Image> {
         let image = source.to_string();
         let import = Import {
             store: self,

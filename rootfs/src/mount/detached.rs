@@ -15,13 +15,14 @@ use std::sync::{Arc, Mutex};
 
 use garden_sys::mount::{Attributes, Change, Propagation, context_log, set_attributes};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
 use super::options::OPTIONS;
-use super::{Failed, Overlay, lock};
+use super::{Failed, Overlay, Stack, lock};
 use crate::capabilities::Volatile;
 use crate::dirs::{self, Dirs};
 use crate::rootfs::Mapping;
@@ -60,12 +61,31 @@ impl Detached {
                 stack.trees.get_or_init(|| trees)
             }
         };
-        let top = overlay.work.is_none().then_some(overlay.upper);
-        let lower = (top.into_iter())
-            .chain(trees.iter().map(AsFd::as_fd))
-            .chain(overlay.base);
-        let upper = (overlay.work).map(|work| (overlay.upper, work, overlay.volatile));
-        mount(lower, upper, overlay.no_devices)
+        let trees = trees.iter().map(AsFd::as_fd);
+        let (context, upper) = match overlay.work {
+            None => {
+                let lower = std::iter::once(overlay.upper).chain(trees);
+                (context(lower.chain(overlay.base))?, None)
+            }
+            Some(work) => {
+                let context = match lock(&stack.ahead).take() {
+                    Some(context) => context,
+                    None => context(trees.chain(overlay.base))?,
+                };
+                (context, Some((overlay.upper, work, overlay.volatile)))
+            }
+        };
+        mount(&context, upper, overlay.no_devices)
+    }
+
+    /// Prepares the next overlay of a stack that is worth it: see [`super::ahead`].
+    pub(super) fn prepare(&self, stack: &Stack) -> Result<(), Failed> {
+        let Some(trees) = stack.trees.get().filter(|_| lock(&stack.ahead).is_none()) else {
+            return Ok(());
+        };
+        let context = context(trees.iter().map(AsFd::as_fd))?;
+        *lock(&stack.ahead) = Some(context);
+        Ok(())
     }
 
     /// Mounts, once, what a root filesystem would be mounted from.
@@ -78,7 +98,8 @@ impl Detached {
             Ok((view, root))
         };
         let (one, two) = (look(&self.dirs.tmp)?, look(&self.dirs.images)?);
-        mount([one.1.as_fd(), two.1.as_fd()].into_iter(), None, true).map(drop)
+        let context = context([one.1.as_fd(), two.1.as_fd()].into_iter())?;
+        mount(&context, None, true).map(drop)
     }
 
     fn view(
@@ -104,51 +125,55 @@ fn open_all(view: &OwnedFd, layers: &[String]) -> Result<Vec<OwnedFd>, Failed> {
     opened.map_err(Failed::at("open a layer (import its image again)"))
 }
 
-/// Builds an overlay from the topmost directory down. A failed step leaves nothing behind.
-fn mount<'fd>(
-    lower: impl Iterator<Item = BorrowedFd<'fd>>,
-    upper: Option<Upper<'fd>>,
-    no_devices: bool,
-) -> Result<OwnedFd, Failed> {
+/// Begins an overlay, with all of its lower directories, the topmost first. Nothing is mounted.
+fn context<'fd>(lower: impl Iterator<Item = BorrowedFd<'fd>>) -> Result<OwnedFd, Failed> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(Failed::at("open an overlay context"))?;
-    let explained = |step| {
-        let context = &context;
-        move |errno| Failed {
-            step,
-            kernel: context_log(context),
-            source: io::Error::from(errno),
-        }
-    };
-    fsconfig_set_string(&context, "source", "garden").map_err(explained("name the overlay"))?;
+    fsconfig_set_string(&context, "source", "garden")
+        .map_err(explained(&context, "name the overlay"))?;
     for (key, value) in OPTIONS {
         fsconfig_set_string(&context, key, value)
-            .map_err(explained("set the options of the overlay"))?;
+            .map_err(explained(&context, "set the options of the overlay"))?;
     }
     for layer in lower {
         fsconfig_set_fd(&context, "lowerdir+", layer)
-            .map_err(explained("give the overlay a layer"))?;
+            .map_err(explained(&context, "give the overlay a layer"))?;
     }
+    Ok(context)
+}
+
+/// Mounts what was begun, once. A failed step leaves nothing behind.
+fn mount(context: &OwnedFd, upper: Option<Upper<'_>>, no_devices: bool) -> Result<OwnedFd, Failed> {
     if let Some((upper, work, volatile)) = upper {
-        fsconfig_set_fd(&context, "upperdir", upper)
-            .map_err(explained("give the overlay its upper directory"))?;
-        fsconfig_set_fd(&context, "workdir", work)
-            .map_err(explained("give the overlay its work directory"))?;
+        fsconfig_set_fd(context, "upperdir", upper)
+            .map_err(explained(context, "give the overlay its upper directory"))?;
+        fsconfig_set_fd(context, "workdir", work)
+            .map_err(explained(context, "give the overlay its work directory"))?;
         match volatile {
-            Some(Volatile::Flag) => fsconfig_set_flag(&context, "volatile"),
-            Some(Volatile::Fsync) => fsconfig_set_string(&context, "fsync", "volatile"),
+            Some(Volatile::Flag) => fsconfig_set_flag(context, "volatile"),
+            Some(Volatile::Fsync) => fsconfig_set_string(context, "fsync", "volatile"),
             None => Ok(()),
         }
-        .map_err(explained("make the overlay volatile"))?;
+        .map_err(explained(context, "make the overlay volatile"))?;
     } else {
-        fsconfig_set_flag(&context, "ro").map_err(explained("make the overlay read-only"))?;
+        fsconfig_set_flag(context, "ro")
+            .map_err(explained(context, "make the overlay read-only"))?;
     }
-    fsconfig_create(&context).map_err(explained("create the overlay"))?;
+    fsconfig_create(context).map_err(explained(context, "create the overlay"))?;
     let mut attributes = MountAttrFlags::empty();
     attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, no_devices);
     attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, upper.is_none());
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(explained("mount the overlay"))
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(explained(context, "mount the overlay"))
+}
+
+/// For `map_err`: a step, with what the kernel logged in the context.
+fn explained(context: &OwnedFd, step: &'static str) -> impl Fn(Errno) -> Failed {
+    move |errno| Failed {
+        step,
+        kernel: context_log(context),
+        source: io::Error::from(errno),
+    }
 }
 
 /// A view of a directory, with the owners that a user namespace gives them: a detached clone of

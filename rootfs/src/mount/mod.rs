@@ -11,6 +11,7 @@
 //! here changes the process's root, current directory or mount namespace. Every call may wait for
 //! a disk.
 
+mod ahead;
 mod detached;
 mod options;
 mod pool;
@@ -30,6 +31,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use crate::capabilities::Volatile;
 use crate::dirs::Dirs;
 use crate::rootfs::Mapping;
+pub(crate) use ahead::Ahead;
 use detached::Detached;
 use pool::Pool;
 pub(crate) use stack::{Stack, Stacks};
@@ -118,6 +120,14 @@ impl Mounter {
                 let plan = space::Plan::new(overlay, namespace()?);
                 self.pool.run(move |space| space.overlay(&plan))
             }
+        }
+    }
+
+    /// Does what can be done now of the next overlay of a stack: see [`ahead`].
+    pub(crate) fn prepare(&self, stack: &Stack) -> Result<(), Failed> {
+        match &self.detached {
+            Some(detached) => detached.prepare(stack),
+            None => Ok(()),
         }
     }
 

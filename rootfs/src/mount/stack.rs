@@ -34,6 +34,8 @@ pub(crate) struct Stack {
     pub(crate) mapping: Mapping,
     /// Opened in the view of the mapping.
     pub(super) trees: OnceLock<Vec<OwnedFd>>,
+    /// What the next overlay of them can begin with: see [`super::ahead`].
+    pub(super) ahead: Mutex<Option<OwnedFd>>,
 }
 
 impl Stack {
@@ -42,6 +44,7 @@ impl Stack {
             layers,
             mapping,
             trees: OnceLock::new(),
+            ahead: Mutex::default(),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! So holding the record (see [`super::hold`]) is holding the image. A record is never written
 //! again and only replaced when nobody holds it; what is on disk counts, nothing is cached.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +20,7 @@ use super::hold::{self, Hold};
 use crate::digest::Digest;
 use crate::dirs;
 use crate::error::{Error, Result, Step};
-use crate::image::Image;
+use crate::image::{Image, Layer};
 use crate::staging::Staged;
 
 /// How long an image stays held after it was imported, so that a create of it that follows finds
@@ -79,6 +79,36 @@ struct Keys {
 #[derive(Deserialize)]
 struct Key {
     key: String,
+}
+
+/// Records whose layers were compared with those of an image, as they were read. A create of the
+/// same image compares bytes, and parses nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Compared(Mutex<VecDeque<(Vec<u8>, Vec<Layer>)>>);
+
+impl Compared {
+    /// How many are remembered.
+    const MOST: usize = 16;
+
+    /// Whether a record has the layers of this image.
+    fn same(&self, record: &[u8], image: &Image) -> bool {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock();
+        if (known.iter()).any(|(bytes, layers)| bytes == record && *layers == image.layers) {
+            return true;
+        }
+        drop(known);
+        let same = serde_json::from_slice::<Keys>(record).is_ok_and(|keys| {
+            let ours = image.layers.iter().map(|layer| &layer.key);
+            keys.layers.iter().map(|layer| &layer.key).eq(ours)
+        });
+        if same {
+            known = lock();
+            known.push_front((record.to_vec(), image.layers.clone()));
+            known.truncate(Self::MOST);
+        }
+        same
+    }
 }
 
 impl Store {
@@ -209,7 +239,7 @@ impl Store {
         let step = || format!("use the image {:?}: import it again", image.source);
         let dirs = &self.inner.dirs;
         if let Some(held) = hold::hold(&dirs.images, &record_name(image.id)).step(step)?
-            && names_layers(held.fd(), image)
+            && self.inner.compared.same(&read(held.fd()), image)
         {
             return Ok(vec![held]);
         }
@@ -227,19 +257,13 @@ impl Store {
     }
 }
 
-/// Whether an open record has the layers of this image.
-fn names_layers(record: &OwnedFd, image: &Image) -> bool {
-    let Ok(copy) = record.try_clone() else {
-        return false;
-    };
+/// Reads an open record; nothing of one that cannot be read.
+fn read(record: &OwnedFd) -> Vec<u8> {
     let mut bytes = Vec::new();
-    if std::fs::File::from(copy).read_to_end(&mut bytes).is_err() {
-        return false;
-    }
-    serde_json::from_slice::<Keys>(&bytes).is_ok_and(|known| {
-        let ours = image.layers.iter().map(|layer| &layer.key);
-        known.layers.iter().map(|layer| &layer.key).eq(ours)
-    })
+    let read = record
+        .try_clone()
+        .and_then(|copy| std::fs::File::from(copy).read_to_end(&mut bytes));
+    read.map_or_else(|_| Vec::new(), |_| bytes)
 }
 
 pub(crate) fn record_name(id: Digest) -> String {

@@ -39,7 +39,7 @@ use crate::flight::Flights;
 use crate::image::Layer;
 use crate::import;
 use crate::layers::Layers;
-use crate::mount::{Mounter, Stacks};
+use crate::mount::{Ahead, Mounter, Stacks};
 use crate::mounting::Sentinel;
 use crate::quota::{self, Quota, WithoutQuota};
 use crate::registry::{Client, RegistryPolicy};
@@ -47,7 +47,7 @@ use crate::trash::{Trash, TrashStats};
 use crate::unpack::Limits;
 use crate::unpack::listing::Damage;
 
-use images::Recent;
+use images::{Compared, Recent};
 use server::Server;
 pub(crate) use server::Signal;
 
@@ -148,11 +148,13 @@ pub(crate) struct Inner {
     pub(crate) capabilities: OnceLock<Capabilities>,
     /// Images that were imported just now.
     pub(crate) recent: Recent,
+    pub(crate) compared: Compared,
     pub(crate) pretend: Pretend,
     /// Made when the first mount is.
     pub(crate) mounter: OnceLock<Mounter>,
     /// Layers that were mounted lately.
     pub(crate) stacks: Stacks,
+    pub(crate) ahead: Ahead,
     pub(crate) sentinel: Sentinel,
 }
 
@@ -191,9 +193,11 @@ impl Store {
             unmount: options.unmount,
             capabilities: OnceLock::new(),
             recent: Recent::default(),
+            compared: Compared::default(),
             pretend: options.pretend,
             mounter: OnceLock::new(),
             stacks: Stacks::default(),
+            ahead: Ahead::default(),
             sentinel: Sentinel::default(),
         });
         let mut store = Self {

@@ -98,6 +98,10 @@ impl Server {
                 watch(store, &durable, &mut layers);
             }
         })?;
+        inner.ahead.start();
+        server.spawn("garden-ahead", |store, _| {
+            store.inner.ahead.work(store.mounter());
+        })?;
         if inner.quota.needs_walks() {
             server.spawn("garden-account", |store, signal| {
                 quota::watch(&store.inner.dirs, signal);
@@ -136,6 +140,7 @@ impl Drop for Server {
         self.signal.stop();
         self.inner.trash.stop();
         self.durable.stop();
+        self.inner.ahead.stop();
         // A thread may keep what it is in alive for a moment longer.
         self.inner.recent.clear();
     }

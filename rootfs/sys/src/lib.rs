@@ -11,6 +11,7 @@
 pub mod btrfs;
 pub mod fds;
 pub mod mount;
+pub mod netlink;
 pub mod priority;
 pub mod quota;
 pub mod userns;

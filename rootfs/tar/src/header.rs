@@ -120,6 +120,10 @@ impl<'a> Entries<'a> {
     ///
     /// # Errors
     /// When a header is wrong, or the stream ends or fails within an entry.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator would go on behind an error"
+    )]
     pub fn next(&mut self) -> Result<Option<Entry>, Error> {
         let mut pending = Pending::default();
         loop {
@@ -344,7 +348,7 @@ fn entry(
     let or = |value: Option<u64>, header: Result<u64, Error>| value.map_or(header, Ok);
     let attributes = or(pax.uid, header.uid()).and_then(|uid| {
         Ok(Described {
-            uid: uid,
+            uid,
             gid: or(pax.gid, header.gid())?,
             mode: header.mode()?,
             mtime: match pax.mtime {

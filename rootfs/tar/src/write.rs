@@ -59,7 +59,7 @@ impl Head<'_> {
     /// the padding to whole blocks, that must follow: the segments of a sparse file, or all of it.
     pub fn write(&self, out: &mut Vec<u8>) -> u64 {
         let mut records = Vec::new();
-        let map = self.segments.map(|segments| map(segments));
+        let map = self.segments.map(map);
         let mut stored = match self.segments {
             Some(segments) => segments.iter().map(|(_, length)| length).sum(),
             None => self.size,

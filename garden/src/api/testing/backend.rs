@@ -13,9 +13,9 @@ use super::process::Process;
 use crate::api::{Backend, Filters, StreamIn, TarStream};
 use crate::error::Error;
 use crate::model::{
-    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, Metrics, NetOutRule,
-    PortMapping, ProcessId, ProcessInfo, ProcessSpec, PullProgress, PullStage, PulledImage, Signal,
-    TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
+    Metrics, NetOutRule, PortMapping, ProcessId, ProcessInfo, ProcessSpec, PullProgress, PullStage,
+    PulledImage, Signal, TeardownStatus,
 };
 use crate::process::{Attachment, Control};
 
@@ -295,6 +295,20 @@ impl Backend for Fake {
 
     async fn limits(&self, handle: &Handle) -> Result<Limits, Error> {
         self.with(handle, |container| container.spec.limits.clone())
+    }
+
+    async fn limits_in_force(&self, handle: &Handle) -> Result<LimitsInForce, Error> {
+        self.with(handle, |container| LimitsInForce {
+            limits: container.spec.limits.clone(),
+            ..LimitsInForce::default()
+        })
+    }
+
+    async fn change_limits(&self, handle: &Handle, change: LimitsChange) -> Result<Limits, Error> {
+        self.with(handle, |container| {
+            container.spec.limits = change.apply(&container.spec.limits);
+            container.spec.limits.clone()
+        })
     }
 
     async fn net_in(&self, handle: &Handle, mut wish: PortMapping) -> Result<PortMapping, Error> {

@@ -1,0 +1,475 @@
+//! The network of one instance: the only thing that others call.
+//!
+//! [`Network::start`] makes the kernel agree with the records; then [`Network::add`] and
+//! [`Network::remove`] for each container, and [`Network::net_in`] and [`Network::net_out`] while
+//! it lives. Every call blocks and belongs on a thread for such work, in the network namespace in
+//! which `start` was called. Calls on different containers run side by side.
+//!
+//! Locks, always taken in this order, the last one never across a call into the kernel:
+//!
+//! 1. `changes`: shared by every call, alone for [`Network::repair`], which compares everything.
+//! 2. the container's own: its calls happen one after the other.
+//! 3. the subnet's gate: its bridge comes with its first container and goes with its last.
+//! 4. `state`: who has what.
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::error::{KernelError, NetworkError};
+use crate::lease::{Lease, Lease6, MappedPort};
+use crate::names::{Names, Owned};
+use crate::nft::{Firewall, Repair};
+use crate::options::Options;
+use crate::ports::{PortError, Ports};
+use crate::rules::{Match, NetOutRule, RuleError, compile};
+use crate::sockets::Sockets;
+use crate::subnets::{Request, SubnetError, Subnets};
+use crate::{conntrack, forwarding, links};
+
+/// What a container asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Spec {
+    /// Empty, `a.b.c.d` or `a.b.c.d/n`.
+    pub network: String,
+    /// Host ports that lead to it.
+    pub ports: Vec<PortRequest>,
+    /// What it may reach besides what all may.
+    pub rules: Vec<NetOutRule>,
+}
+
+/// A host port and a container's port, as a client says them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortRequest {
+    /// 0: one of the pool.
+    pub host: u32,
+    /// 0: the same as the host's.
+    pub container: u32,
+}
+
+/// A record that contradicts another one: its container keeps what it has, but has no rules here.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The record.
+    pub lease: Lease,
+    /// What it contradicts.
+    pub reason: NetworkError,
+}
+
+/// What a start found.
+#[derive(Debug)]
+pub struct Start {
+    /// Ready for calls.
+    pub network: Network,
+    /// What the packet filter had of others, and what it lacked.
+    pub repair: Repair,
+    /// Links of containers that no record knows, which are gone now.
+    pub removed_links: Vec<String>,
+    /// Records that could not be taken over.
+    pub rejected: Vec<Rejected>,
+}
+
+/// The network of one instance.
+#[derive(Debug)]
+pub struct Network {
+    options: Options,
+    firewall: Firewall,
+    sockets: Sockets,
+    changes: RwLock<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    subnets: Subnets,
+    ports: Ports,
+    /// By id.
+    live: HashMap<String, Arc<Mutex<Lease>>>,
+}
+
+impl Network {
+    /// Takes over what records say, switches forwarding on, writes the packet filter's table and
+    /// removes what no record knows. Containers' connections are not disturbed.
+    ///
+    /// # Errors
+    /// An option without a meaning, or the kernel's refusal.
+    pub fn start(options: Options, known: Vec<Lease>) -> Result<Start, NetworkError> {
+        options.check()?;
+        let mut state = State {
+            subnets: Subnets::new(options.pool),
+            ports: Ports::new(options.port_start, options.port_size, options.port_offset)?,
+            live: HashMap::new(),
+        };
+        let mut rejected = Vec::new();
+        for lease in known {
+            match state.restore(&lease) {
+                Ok(()) => {
+                    state
+                        .live
+                        .insert(lease.names.id.clone(), Arc::new(Mutex::new(lease)));
+                }
+                Err(reason) => rejected.push(Rejected { lease, reason }),
+            }
+        }
+        let network = Self {
+            firewall: Firewall::new(options.tag.table(), options.policy(), options.external()),
+            sockets: Sockets::default(),
+            changes: RwLock::new(()),
+            state: Mutex::new(state),
+            options,
+        };
+        forwarding::enable(network.options.ipv6.is_some())?;
+        let repair = network.repair()?;
+        let removed_links = network.remove_unknown_links(&rejected)?;
+        Ok(Start {
+            network,
+            repair,
+            removed_links,
+            rejected,
+        })
+    }
+
+    /// Compares the packet filter with what should be there, and makes good what is not: somebody
+    /// may have emptied the ruleset. Other calls wait meanwhile.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn repair(&self) -> Result<Repair, NetworkError> {
+        let _alone = self.changes.write().unwrap_or_else(PoisonError::into_inner);
+        let leases = self.leases();
+        let mut compiled = Vec::with_capacity(leases.len());
+        for lease in leases {
+            // They were accepted once; with IPv6 gone since, those about it mean nothing.
+            let matches = lease
+                .rules
+                .iter()
+                .filter_map(|rule| self.compile_one(rule).ok())
+                .flatten()
+                .collect();
+            compiled.push((lease, matches));
+        }
+        let mut socket = self.sockets.netfilter()?;
+        self.firewall.ensure(&mut socket)?;
+        Ok(self.firewall.reconcile(&mut socket, &compiled)?)
+    }
+
+    /// Connects a container. What is wrong with the request is found before anything is made; if
+    /// the kernel refuses a step, nothing of the others remains.
+    ///
+    /// `namespace` is the container's network namespace, in which no interface may have been made.
+    ///
+    /// # Errors
+    /// Any of [`NetworkError`].
+    pub fn add(
+        &self,
+        handle: &str,
+        namespace: BorrowedFd<'_>,
+        spec: &Spec,
+    ) -> Result<Lease, NetworkError> {
+        let matches = self.compile(&spec.rules)?;
+        let request = Request::parse(&spec.network)?;
+        if let Request::Subnet(subnet) | Request::Address(_, subnet) = request
+            && subnet.contains(self.options.external)
+        {
+            return Err(SubnetError::NotForHosts(subnet).into());
+        }
+        let _shared = self.changes.read().unwrap_or_else(PoisonError::into_inner);
+        let lease = self.reserve(handle, request, spec)?;
+        let entry = Arc::new(Mutex::new(lease.clone()));
+        let _own = lock(&entry);
+        self.state()
+            .live
+            .insert(lease.names.id.clone(), Arc::clone(&entry));
+        match self.make(&lease, &matches, namespace) {
+            Ok(()) => Ok(lease),
+            Err(error) => {
+                // The address stays reserved if taking away fails as well: whoever got it next
+                // would meet what is left.
+                let _ = self.dismantle(&lease);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Disconnects a container: its rules, its links, its connections; the bridge with the last of
+    /// its subnet. Its address and ports are free afterwards. May be repeated.
+    ///
+    /// # Errors
+    /// [`NetworkError::Remove`] with the first step that failed; all others were done.
+    pub fn remove(&self, lease: &Lease) -> Result<(), NetworkError> {
+        let _shared = self.changes.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = self.entry(lease) else {
+            return Ok(());
+        };
+        let own = lock(&entry);
+        if self.entry(lease).is_none() {
+            return Ok(());
+        }
+        self.dismantle(&own).map_err(|source| NetworkError::Remove {
+            handle: lease.handle.clone(),
+            address: lease.address,
+            source,
+        })
+    }
+
+    /// Leads a host port to a container. Returns it with the lease as it is now, to be recorded.
+    ///
+    /// # Errors
+    /// No such port, or the kernel's refusal.
+    pub fn net_in(
+        &self,
+        lease: &Lease,
+        request: PortRequest,
+    ) -> Result<(MappedPort, Lease), NetworkError> {
+        self.change(lease, |current, socket| {
+            let port = self.state().ports.reserve(request)?;
+            if let Err(error) = self.firewall.map(socket, current, &[port]) {
+                self.state().ports.release(port.host);
+                return Err(error.into());
+            }
+            current.ports.push(port);
+            Ok(port)
+        })
+    }
+
+    /// Lets a container reach more; all rules or none. Of several the last counts first, before
+    /// those that it has. Returns the lease as it is now, to be recorded.
+    ///
+    /// # Errors
+    /// A rule without a meaning, or the kernel's refusal.
+    pub fn net_out(&self, lease: &Lease, rules: &[NetOutRule]) -> Result<Lease, NetworkError> {
+        let matches = self.compile(rules)?;
+        let changed = self.change(lease, |current, socket| {
+            self.firewall.allow(socket, current, &matches)?;
+            current.rules.extend_from_slice(rules);
+            Ok(())
+        });
+        changed.map(|((), lease)| lease)
+    }
+
+    /// How many containers the pool has room for.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.state().subnets.capacity()
+    }
+
+    /// Where the port pool stands, for [`Options::port_offset`] of the next start.
+    #[must_use]
+    pub fn port_offset(&self) -> u32 {
+        self.state().ports.offset()
+    }
+
+    /// The options it was started with.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Messages sent to the kernel so far: what calls cost, whatever the machine.
+    #[must_use]
+    pub fn messages_sent(&self) -> u64 {
+        self.sockets.sent()
+    }
+
+    fn reserve(&self, handle: &str, request: Request, spec: &Spec) -> Result<Lease, NetworkError> {
+        let mut state = self.state();
+        let assignment = state.subnets.acquire(request)?;
+        let mut ports = Vec::with_capacity(spec.ports.len());
+        let mut reserve_all = || {
+            for request in &spec.ports {
+                ports.push(state.ports.reserve(*request)?);
+            }
+            let names = Names::new(&self.options.tag, assignment.subnet.network());
+            names.map_err(|error| NetworkError::from(KernelError::io("choose an id", error)))
+        };
+        match reserve_all() {
+            Ok(names) => Ok(Lease {
+                handle: handle.to_owned(),
+                names,
+                subnet: assignment.subnet,
+                address: assignment.address,
+                ipv6: self
+                    .options
+                    .ipv6
+                    .map(|prefix| Lease6::derive(prefix, assignment)),
+                mtu: self.options.mtu,
+                ports,
+                rules: spec.rules.clone(),
+            }),
+            Err(error) => {
+                for port in ports {
+                    state.ports.release(port.host);
+                }
+                state.subnets.release(assignment);
+                Err(error)
+            }
+        }
+    }
+
+    /// Rules come first: an address that has none yet reaches nothing.
+    fn make(
+        &self,
+        lease: &Lease,
+        matches: &[Match],
+        namespace: BorrowedFd<'_>,
+    ) -> Result<(), KernelError> {
+        let gate = self.state().subnets.gate(lease.assignment());
+        {
+            let _gate = lock(&gate);
+            self.firewall
+                .add(&mut *self.sockets.netfilter()?, lease, matches)?;
+            let mut socket = self.sockets.route()?;
+            let bridge = links::host::ensure_bridge(&mut socket, lease)?;
+            links::host::create_pair(&mut socket, lease, bridge, namespace)?;
+        }
+        let mut inside = links::inside::open(namespace)?;
+        let result = links::inside::configure(&mut inside, lease);
+        self.sockets.count(inside.sent);
+        result
+    }
+
+    /// Takes everything away, as far as it is there; goes on after a failure and returns the first.
+    fn dismantle(&self, lease: &Lease) -> Result<(), KernelError> {
+        let assignment = lease.assignment();
+        let gate = self.state().subnets.gate(assignment);
+        let _gate = lock(&gate);
+        let alone = self.state().subnets.is_alone(assignment);
+        // No more packets, then no more rules, then nothing that remembers either.
+        let pair = self
+            .sockets
+            .route()
+            .and_then(|mut socket| links::host::remove(&mut socket, &lease.names.host_interface));
+        let rules = self.sockets.netfilter().and_then(|mut socket| {
+            let rules = self.firewall.remove(&mut socket, lease, alone);
+            rules.and(conntrack::forget(&mut socket, lease))
+        });
+        let bridge = if alone {
+            self.sockets
+                .route()
+                .and_then(|mut socket| links::host::remove(&mut socket, &lease.names.bridge))
+        } else {
+            Ok(())
+        };
+        pair.and(rules).and(bridge)?;
+        let mut state = self.state();
+        state.subnets.release(assignment);
+        for port in &lease.ports {
+            state.ports.release(port.host);
+        }
+        state.live.remove(&lease.names.id);
+        Ok(())
+    }
+
+    /// Changes a container's rules, and its lease with them.
+    fn change<T>(
+        &self,
+        lease: &Lease,
+        change: impl FnOnce(&mut Lease, &mut crate::netlink::Socket) -> Result<T, NetworkError>,
+    ) -> Result<(T, Lease), NetworkError> {
+        let unknown = || NetworkError::Unknown {
+            handle: lease.handle.clone(),
+        };
+        let _shared = self.changes.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = self.entry(lease).ok_or_else(unknown)?;
+        let mut current = lock(&entry);
+        self.entry(lease).ok_or_else(unknown)?;
+        let mut socket = self.sockets.netfilter()?;
+        let result = change(&mut current, &mut socket)?;
+        Ok((result, current.clone()))
+    }
+
+    /// Links of this instance that belong to no lease: their containers' records were never
+    /// written, or are gone.
+    fn remove_unknown_links(&self, rejected: &[Rejected]) -> Result<Vec<String>, NetworkError> {
+        let mut socket = self.sockets.route()?;
+        let owned = links::host::owned(&mut socket, &self.options.tag)?;
+        let live = self.leases();
+        let mut known = std::collections::HashSet::new();
+        for lease in live
+            .iter()
+            .chain(rejected.iter().map(|rejected| &rejected.lease))
+        {
+            known.insert(lease.names.bridge.as_str());
+            known.insert(lease.names.host_interface.as_str());
+        }
+        let (mut pairs, mut bridges) = (Vec::new(), Vec::new());
+        for (name, kind) in owned
+            .into_iter()
+            .filter(|(name, _)| !known.contains(name.as_str()))
+        {
+            match kind {
+                Owned::HostEnd => pairs.push(name),
+                Owned::Bridge => bridges.push(name),
+            }
+        }
+        pairs.append(&mut bridges);
+        for name in &pairs {
+            links::host::remove(&mut socket, name)?;
+        }
+        Ok(pairs)
+    }
+
+    fn compile(&self, rules: &[NetOutRule]) -> Result<Vec<Match>, RuleError> {
+        let mut matches = Vec::with_capacity(rules.len());
+        for rule in rules {
+            matches.append(&mut self.compile_one(rule)?);
+        }
+        Ok(matches)
+    }
+
+    fn compile_one(&self, rule: &NetOutRule) -> Result<Vec<Match>, RuleError> {
+        compile(rule, self.options.ipv6.is_some())
+    }
+
+    fn entry(&self, lease: &Lease) -> Option<Arc<Mutex<Lease>>> {
+        self.state().live.get(&lease.names.id).cloned()
+    }
+
+    fn leases(&self) -> Vec<Lease> {
+        let entries: Vec<_> = self.state().live.values().cloned().collect();
+        entries.iter().map(|lease| lock(lease).clone()).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    fn restore(&mut self, lease: &Lease) -> Result<(), NetworkError> {
+        self.subnets.restore(lease.assignment())?;
+        for (index, port) in lease.ports.iter().enumerate() {
+            if let Err(error) = self.ports.take(port.host) {
+                for port in lease.ports.iter().take(index) {
+                    self.ports.release(port.host);
+                }
+                self.subnets.release(lease.assignment());
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Ports {
+    /// Takes the port that a client asks for, or one of the pool.
+    fn reserve(&mut self, request: PortRequest) -> Result<MappedPort, PortError> {
+        let number = |port| u16::try_from(port).map_err(|_| PortError::Number(port));
+        let (host, container) = (number(request.host)?, number(request.container)?);
+        let host = if host == 0 {
+            self.acquire()?
+        } else {
+            self.take(host)?;
+            host
+        };
+        Ok(MappedPort {
+            host,
+            container: if container == 0 { host } else { container },
+        })
+    }
+}
+
+/// A lock whose holder panicked guards numbers that are still whole: each is changed in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

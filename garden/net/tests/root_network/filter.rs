@@ -1,0 +1,292 @@
+//! What is rejected, dropped, let through and logged.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use garden_net::{IcmpControl, IpRange, NetOutRule, PortRange, Spec};
+
+use crate::world::{OUTSIDE, World, has_nft, spec};
+
+fn tcp(start: Ipv4Addr, port: u16) -> NetOutRule {
+    NetOutRule {
+        protocol: 1,
+        networks: vec![IpRange {
+            start: Some(start.into()),
+            end: None,
+        }],
+        ports: vec![PortRange {
+            start: port,
+            end: port,
+        }],
+        ..NetOutRule::default()
+    }
+}
+
+#[test]
+fn a_rule_leads_through_a_denied_network() {
+    let Some(world) = World::new("a_rule_leads_through_a_denied_network") else {
+        return;
+    };
+    let mut options = World::options();
+    options.deny = vec![
+        "192.0.2.0/24".parse().unwrap(),
+        "192.0.2.128/25".parse().unwrap(),
+        "203.0.113.0/24".parse().unwrap(),
+    ];
+    let network = world.start(options);
+    for port in [80, 81, 82, 83] {
+        world.outside.serve(port);
+    }
+    let allowed = Spec {
+        rules: vec![tcp(OUTSIDE, 80)],
+        ..Spec::default()
+    };
+    let container = world.container(&network, &allowed);
+    let refused = Err(ErrorKind::ConnectionRefused);
+    assert!(container.machine.dial(OUTSIDE, 80).is_ok());
+    assert_eq!(container.machine.dial(OUTSIDE, 81), refused);
+
+    // Later, and several at once, with ranges that need a set.
+    let several = NetOutRule {
+        networks: vec![
+            IpRange {
+                start: Some("192.0.2.2".parse().unwrap()),
+                end: Some("192.0.2.9".parse().unwrap()),
+            },
+            IpRange {
+                start: Some("198.51.100.0".parse().unwrap()),
+                end: Some("255.255.255.255".parse().unwrap()),
+            },
+        ],
+        ports: vec![
+            PortRange { start: 81, end: 81 },
+            PortRange { start: 83, end: 90 },
+        ],
+        ..tcp(OUTSIDE, 81)
+    };
+    let ping = NetOutRule {
+        protocol: 3,
+        icmps: Some(IcmpControl {
+            kind: 8,
+            code: None,
+        }),
+        ..NetOutRule::default()
+    };
+    let lease = world
+        .host
+        .run(|| network.net_out(&container.lease, &[several, ping]))
+        .unwrap();
+    assert_eq!(lease.rules.len(), 3);
+    assert!(container.machine.dial(OUTSIDE, 81).is_ok());
+    assert_eq!(container.machine.dial(OUTSIDE, 82), refused);
+    assert!(container.machine.dial(OUTSIDE, 83).is_ok());
+
+    // One rule without a meaning, and none of them counts.
+    let wrong = NetOutRule {
+        ports: vec![PortRange { start: 1, end: 1 }],
+        ..NetOutRule::default()
+    };
+    let error = world
+        .host
+        .run(|| network.net_out(&container.lease, &[tcp(OUTSIDE, 82), wrong]))
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Ports cannot be specified for Protocol ALL"
+    );
+    assert_eq!(container.machine.dial(OUTSIDE, 82), refused);
+
+    // A neighbour has no part in it.
+    let other = world.container(&network, &Spec::default());
+    assert_eq!(other.machine.dial(OUTSIDE, 80), refused);
+}
+
+#[test]
+fn denied_networks_do_not_reach_into_the_own_subnet() {
+    let Some(world) = World::new("denied_networks_do_not_reach_into_the_own_subnet") else {
+        return;
+    };
+    let mut options = World::options();
+    options.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+    let network = world.start(options);
+    let first = world.container(&network, &spec("10.1.0.0/24"));
+    let second = world.container(&network, &spec("10.1.0.0/24"));
+    let apart = world.container(&network, &Spec::default());
+    assert!(first.machine.dial(second.lease.address, 8080).is_ok());
+    assert_eq!(
+        first.machine.dial(apart.lease.address, 8080),
+        Err(ErrorKind::ConnectionRefused)
+    );
+}
+
+/// What a container sends with an address that is not its own arrives nowhere.
+#[test]
+fn a_spoofed_source_is_dropped() {
+    let Some(world) = World::new("a_spoofed_source_is_dropped") else {
+        return;
+    };
+    let mut options = World::options();
+    options.allow_host_access = true;
+    let network = world.start(options);
+    let container = world.container(&network, &Spec::default());
+    let other = world.container(&network, &Spec::default());
+    // A stranger's, a neighbour's in another subnet, one of the own subnet's that nobody has.
+    for source in [
+        "203.0.113.9".parse().unwrap(),
+        other.lease.address,
+        container.lease.subnet.network(),
+    ] {
+        container.machine.ip(&format!(
+            "address add {source}/32 dev {}",
+            container.lease.names.container_interface
+        ));
+        for (machine, address) in [(&world.outside, OUTSIDE), (&world.host, crate::world::HOST)] {
+            let receiver = machine.run(|| UdpSocket::bind((address, 0)).unwrap());
+            receiver
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .unwrap();
+            let target = receiver.local_addr().unwrap();
+            container.machine.run(|| {
+                UdpSocket::bind((source, 0))
+                    .unwrap()
+                    .send_to(b"spoofed", target)
+                    .unwrap();
+                UdpSocket::bind((container.lease.address, 0))
+                    .unwrap()
+                    .send_to(b"honest", target)
+                    .unwrap();
+            });
+            // In order: had the first one come through, it would be the first.
+            let mut buffer = [0; 16];
+            let (length, _) = receiver.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], b"honest", "from {source} to {address}");
+        }
+    }
+}
+
+#[test]
+fn new_connections_are_logged_once() {
+    let Some(world) = World::new("new_connections_are_logged_once") else {
+        return;
+    };
+    if !has_nft("new_connections_are_logged_once") {
+        return;
+    }
+    let network = world.start(World::options());
+    world.outside.serve(80);
+    let logged = NetOutRule {
+        log: true,
+        ..tcp(OUTSIDE, 80)
+    };
+    let container = world.container(
+        &network,
+        &Spec {
+            rules: vec![logged],
+            ..Spec::default()
+        },
+    );
+    for _ in 0..3 {
+        assert!(container.machine.dial(OUTSIDE, 80).is_ok());
+    }
+    let chain = format!(
+        "list chain inet garden container-{}",
+        container.lease.names.id
+    );
+    let rules = world.host.command("nft", &chain);
+    // A connection is a dozen packets; only its first comes here.
+    assert!(rules.contains("counter packets 3 "), "{rules}");
+    assert!(
+        rules.contains("log prefix \"a-handle-of-more-than-28-cha \" accept"),
+        "{rules}"
+    );
+}
+
+/// nft(8) reads what we wrote, as what we meant.
+#[test]
+fn the_ruleset_reads_as_meant() {
+    let Some(world) = World::new("the_ruleset_reads_as_meant") else {
+        return;
+    };
+    if !has_nft("the_ruleset_reads_as_meant") {
+        return;
+    }
+    let mut options = World::options();
+    options.deny = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+    options.ipv6 = Some("fd12::".parse().unwrap());
+    let network = world.start(options);
+    let range = |start: &str, end: &str| IpRange {
+        start: Some(start.parse().unwrap()),
+        end: Some(end.parse().unwrap()),
+    };
+    let rules = vec![
+        NetOutRule {
+            protocol: 2,
+            networks: vec![range("1.0.0.0", "1.0.0.9"), range("fd00::1", "fd00::9")],
+            ..NetOutRule::default()
+        },
+        NetOutRule {
+            protocol: 3,
+            icmps: Some(IcmpControl {
+                kind: 8,
+                code: Some(0),
+            }),
+            ..NetOutRule::default()
+        },
+        NetOutRule {
+            ports: vec![
+                PortRange { start: 0, end: 9 },
+                PortRange { start: 80, end: 80 },
+            ],
+            networks: vec![range("0.0.0.0", "0.0.0.5"), range("9.0.0.0", "9.0.0.0")],
+            ..tcp(OUTSIDE, 1)
+        },
+    ];
+    let ports = vec![garden_net::PortRequest {
+        host: 7000,
+        container: 8080,
+    }];
+    let container = world.container(
+        &network,
+        &Spec {
+            rules,
+            ports,
+            ..Spec::default()
+        },
+    );
+    let text = world.ruleset();
+    println!("{text}");
+    let id = &container.lease.names.id;
+    for line in [
+        "iifname . ip saddr vmap @containers",
+        "iifname @bridges drop",
+        "iifname @bridges goto host",
+        "ct state established,related accept",
+        "ip daddr @denied reject",
+        "elements = { 10.0.0.0/8 }",
+        "elements = { fd00::/8 }",
+        "reject with icmpx",
+        "dnat ip to ip daddr . tcp dport map @ports",
+        "192.0.2.1 . 7000 : 10.254.0.2 . 8080",
+        "ip daddr 1.0.0.0-1.0.0.9 meta l4proto udp accept",
+        "ip6 daddr fd00::1-fd00::9 meta l4proto udp accept",
+        "icmp type echo-request icmp code",
+        "ip daddr { 0.0.0.0-0.0.0.5, 9.0.0.0 }",
+        "dport { 0-9, 80 } accept",
+        "ip daddr 10.254.0.0/30 accept",
+        "ip6 daddr fd12::afe:0/126 accept",
+        "goto default",
+        "masquerade",
+    ] {
+        assert!(text.contains(line), "no {line:?}");
+    }
+    let goto = format!(
+        "\"{}\" . 10.254.0.2 : goto container-{id}",
+        container.lease.names.bridge
+    );
+    assert!(text.contains(&goto), "no {goto:?}");
+    // Newest first.
+    let at = |line: &str| text.find(line).unwrap();
+    assert!(at("dport { 0-9, 80 }") < at("icmp type echo-request"));
+    assert!(at("icmp type echo-request") < at("1.0.0.0-1.0.0.9"));
+}

@@ -1,0 +1,10 @@
+//! The network on a real kernel, in namespaces of its own.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod costs;
+mod failing;
+mod filter;
+mod reach;
+mod restart;
+mod world;
