@@ -12,8 +12,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, FromShim, Kind, PROTOCOL, Pack, PacketError, Probe, Request,
-    Role, Start, Unpack,
+    Answer, Envelope, ExitRecord, FromShim, Kind, LOWEST, PROTOCOL, Pack, PacketError, Probe,
+    Request, Role, Start, Unpack,
 };
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
@@ -225,8 +225,8 @@ impl Supervisor {
             Request::Streams { id } => return self.streams(connection, sequence, &id),
             Request::Hello { .. } => Answer::Hello {
                 protocol: PROTOCOL,
+                lowest: LOWEST,
                 processes: self.processes.values().map(Process::state).collect(),
-                probes: true,
             },
             Request::Signal { id, signal } => answer(self.signal(&id, signal)),
             Request::CloseStdin { id } => answer(self.close_stdin(&id)),

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use garden_wire::{
@@ -41,8 +41,8 @@ struct Inner {
     /// `None` once the connection has ended: whoever asks then is told at once.
     waiting: Arc<Mutex<Option<Waiting>>>,
     reader: tokio::task::AbortHandle,
-    /// Whether it understands probes.
-    probes: AtomicBool,
+    /// What it understands.
+    protocol: AtomicU32,
 }
 
 impl Drop for Inner {
@@ -112,7 +112,7 @@ impl Shim {
             sequence: AtomicU64::new(0),
             waiting,
             reader,
-            probes: AtomicBool::new(false),
+            protocol: AtomicU32::new(0),
         }));
         let hello = shim.ask(Request::Hello { protocol: PROTOCOL }, &[]);
         let (answer, _) =
@@ -124,15 +124,15 @@ impl Shim {
         match answer {
             Answer::Hello {
                 protocol,
+                lowest,
                 processes,
-                probes,
-            } if protocol <= PROTOCOL => {
-                shim.0.probes.store(probes, Ordering::Relaxed);
+            } if lowest <= PROTOCOL => {
+                shim.0.protocol.store(protocol, Ordering::Relaxed);
                 Ok((shim, processes, receiver))
             }
-            Answer::Hello { protocol, .. } => Err(Error::host(
+            Answer::Hello { lowest, .. } => Err(Error::host(
                 "the container's supervisor is of a newer release than this server",
-                format!("it speaks protocol {protocol}, this server up to {PROTOCOL}"),
+                format!("it speaks protocol {lowest} and newer, this server up to {PROTOCOL}"),
             )),
             answer => Err(out_of_step(&answer)),
         }
@@ -164,18 +164,24 @@ impl Shim {
         self.done(Request::Unpack(unpack), &[stream]).await
     }
 
+    /// Refuses what the shim would not understand.
+    fn since(&self, version: u32, what: &str) -> Result<(), Error> {
+        if self.0.protocol.load(Ordering::Relaxed) >= version {
+            return Ok(());
+        }
+        Err(Error::host(
+            format!("the container's supervisor cannot {what}"),
+            "it is of an older release: create the container anew",
+        ))
+    }
+
     /// Looks from inside the pod's network whether something answers. Returns whether it is as
     /// expected, what was found, and when that was known, in nanoseconds since the epoch.
     ///
     /// # Errors
     /// When the shim is gone, or of a release that cannot do it.
     pub async fn probe(&self, probe: Probe) -> Result<(bool, String, u64), Error> {
-        if !self.0.probes.load(Ordering::Relaxed) {
-            return Err(Error::host(
-                "the container's supervisor cannot probe its network",
-                "it is of an older release: create the container anew",
-            ));
-        }
+        self.since(2, "probe its network")?;
         match self.ask(Request::Probe(probe), &[]).await?.0 {
             Answer::Probed {
                 passed,
@@ -197,6 +203,7 @@ impl Shim {
         stream: BorrowedFd<'_>,
         status: BorrowedFd<'_>,
     ) -> Result<(), Error> {
+        self.since(2, "pack files")?;
         self.done(Request::Pack(pack), &[stream, status]).await
     }
 
@@ -390,12 +397,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_supervisor_of_a_newer_release_is_refused_with_both_versions() {
-        let hello = json!({"answer": "hello", "protocol": PROTOCOL + 1, "processes": []});
+        let newer = PROTOCOL + 1;
+        let hello = json!({"answer": "hello", "protocol": newer, "lowest": 1, "processes": []});
+        assert_eq!(greet(hello).await.unwrap(), 0, "it serves older servers");
+        let hello = json!({"answer": "hello", "protocol": newer, "lowest": newer, "processes": []});
         let error = greet(hello).await.unwrap_err();
         let text = error.report();
-        let newer = (PROTOCOL + 1).to_string();
         assert!(
-            text.contains("newer release") && text.contains(&newer),
+            text.contains("newer release") && text.contains(&newer.to_string()),
             "{text}"
         );
     }

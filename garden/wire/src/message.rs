@@ -1,16 +1,21 @@
 //! What the packets say.
 //!
 //! Server → zygote: [`ZygoteRequest`], answered by [`ZygoteReply`]. Server → shim: [`Request`]
-//! in an [`Envelope`]; shim → server: [`FromShim`]. A shim may be older than the server that
-//! talks to it (containers outlive servers), so [`PROTOCOL`] only grows, new fields have
-//! defaults, and the first exchange on each connection is [`Request::Hello`].
+//! in an [`Envelope`]; shim → server: [`FromShim`]. Containers outlive servers, so a shim may be
+//! older than the server that talks to it, or newer after a step back. What keeps them together:
+//! [`PROTOCOL`] grows with every request that is new, new fields have defaults, unknown fields are
+//! passed over, and the first exchange on each connection is [`Request::Hello`]. A server sends
+//! nothing that is newer than the shim, and talks to a newer shim down to what that still serves.
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol. A server talks to every shim from 1 up to its own.
-pub const PROTOCOL: u32 = 1;
+/// Version of this protocol: 1 is the first; 2 has [`Request::Probe`] and [`Request::Pack`].
+pub const PROTOCOL: u32 = 2;
+/// The oldest servers that a shim of this release serves: nothing that they send, or look for in
+/// an answer, has changed since.
+pub const LOWEST: u32 = 1;
 
 /// What the zygote is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,11 +104,11 @@ pub enum Request {
     },
     /// Unpack a tar stream inside the container. Descriptors: the stream.
     Unpack(Unpack),
-    /// Look from inside the pod's network whether something answers. Only for a shim whose hello
-    /// says that it [`probes`](Answer::Hello::probes): an older one would drop the connection.
+    /// Look from inside the pod's network whether something answers. Since version 2: an older
+    /// shim would drop the connection.
     Probe(Probe),
-    /// Pack files inside the container into a tar stream. Answered when it begins. Descriptors:
-    /// the stream, and a pipe for how it ended: [`PACKED`], or the failure's text.
+    /// Pack files inside the container into a tar stream. Since version 2. Answered when it begins.
+    /// Descriptors: the stream, and a pipe for how it ended: [`PACKED`], or the failure's text.
     Pack(Pack),
     /// End the shim. Refused while the container's init lives.
     Shutdown,
@@ -258,11 +263,11 @@ pub enum Answer {
     Hello {
         /// The shim's [`PROTOCOL`].
         protocol: u32,
+        /// The shim's [`LOWEST`]; the first release did not say.
+        #[serde(default)]
+        lowest: u32,
         /// Every process it knows, ended ones included.
         processes: Vec<ProcessState>,
-        /// Whether it understands [`Request::Probe`].
-        #[serde(default)]
-        probes: bool,
     },
     /// To [`Request::Start`]: it runs. With a terminal, one descriptor: its master.
     Started {
