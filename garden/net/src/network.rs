@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::conntrack::{self, Freed};
 use crate::error::{KernelError, NetworkError};
 use crate::lease::{Lease, Lease6, MappedPort};
 use crate::names::{Names, Owned};
@@ -25,7 +26,7 @@ use crate::ports::{PortError, Ports};
 use crate::rules::{Match, NetOutRule, RuleError, compile};
 use crate::sockets::Sockets;
 use crate::subnets::{Request, SubnetError, Subnets};
-use crate::{conntrack, forwarding, links};
+use crate::{forwarding, links};
 
 /// What a container asks for.
 #[derive(Debug, Clone, Default)]
@@ -83,6 +84,8 @@ pub struct Network {
 struct State {
     subnets: Subnets,
     ports: Ports,
+    /// Given back, and perhaps still remembered by the kernel.
+    freed: Freed,
     /// By id.
     live: HashMap<String, Arc<Mutex<Lease>>>,
 }
@@ -98,6 +101,7 @@ impl Network {
         let mut state = State {
             subnets: Subnets::new(options.pool),
             ports: Ports::new(options.port_start, options.port_size, options.port_offset)?,
+            freed: Freed::default(),
             live: HashMap::new(),
         };
         let mut rejected = Vec::new();
@@ -191,8 +195,9 @@ impl Network {
         }
     }
 
-    /// Disconnects a container: its rules, its links, its connections; the bridge with the last of
-    /// its subnet. Its address and ports are free afterwards. May be repeated.
+    /// Disconnects a container: its rules and its links; the bridge with the last of its subnet. Its
+    /// address and ports are free afterwards, and before anybody gets one of them, the kernel
+    /// forgets their connections. May be repeated.
     ///
     /// # Errors
     /// [`NetworkError::Remove`] with the first step that failed; all others were done.
@@ -223,7 +228,14 @@ impl Network {
     ) -> Result<(MappedPort, Lease), NetworkError> {
         self.change(lease, |current, socket| {
             let port = self.state().ports.reserve(request)?;
-            if let Err(error) = self.firewall.map(socket, current, &[port]) {
+            let concerned = self.state().freed.has_port(port.host);
+            let forgotten = if concerned {
+                self.forget_connections()
+            } else {
+                Ok(())
+            };
+            if let Err(error) = forgotten.and_then(|()| self.firewall.map(socket, current, &[port]))
+            {
                 self.state().ports.release(port.host);
                 return Err(error.into());
             }
@@ -313,7 +325,14 @@ impl Network {
         matches: &[Match],
         namespace: BorrowedFd<'_>,
     ) -> Result<(), KernelError> {
-        let gate = self.state().subnets.gate(lease.assignment());
+        let (gate, concerned) = {
+            let state = self.state();
+            let gate = state.subnets.gate(lease.assignment());
+            (gate, state.freed.concerns(lease))
+        };
+        if concerned {
+            self.forget_connections()?;
+        }
         {
             let _gate = lock(&gate);
             self.firewall
@@ -328,21 +347,29 @@ impl Network {
         result
     }
 
+    /// Lets the kernel forget the connections of all that has gone.
+    fn forget_connections(&self) -> Result<(), KernelError> {
+        let freed = self.state().freed.clone();
+        conntrack::forget(&mut *self.sockets.netfilter()?, &freed)?;
+        self.state().freed.strike(&freed);
+        Ok(())
+    }
+
     /// Takes everything away, as far as it is there; goes on after a failure and returns the first.
     fn dismantle(&self, lease: &Lease) -> Result<(), KernelError> {
         let assignment = lease.assignment();
         let gate = self.state().subnets.gate(assignment);
         let _gate = lock(&gate);
         let alone = self.state().subnets.is_alone(assignment);
-        // No more packets, then no more rules, then nothing that remembers either.
+        // No more packets, then no more rules. What remembers them goes before it could matter.
         let pair = self
             .sockets
             .route()
             .and_then(|mut socket| links::host::remove(&mut socket, &lease.names.host_interface));
-        let rules = self.sockets.netfilter().and_then(|mut socket| {
-            let rules = self.firewall.remove(&mut socket, lease, alone);
-            rules.and(conntrack::forget(&mut socket, lease))
-        });
+        let rules = self
+            .sockets
+            .netfilter()
+            .and_then(|mut socket| self.firewall.remove(&mut socket, lease, alone));
         let bridge = if alone {
             self.sockets
                 .route()
@@ -352,6 +379,7 @@ impl Network {
         };
         pair.and(rules).and(bridge)?;
         let mut state = self.state();
+        state.freed.note(lease);
         state.subnets.release(assignment);
         for port in &lease.ports {
             state.ports.release(port.host);
