@@ -23,6 +23,7 @@ use crate::names::{Names, Owned};
 use crate::nft::{Firewall, Repair};
 use crate::options::Options;
 use crate::ports::{PortError, Ports};
+use crate::reach::{Plan, plan};
 use crate::rules::{Match, NetOutRule, RuleError, compile};
 use crate::sockets::Sockets;
 use crate::subnets::{Request, SubnetError, Subnets};
@@ -141,20 +142,16 @@ impl Network {
     pub fn repair(&self) -> Result<Repair, NetworkError> {
         let _alone = self.changes.write().unwrap_or_else(PoisonError::into_inner);
         let leases = self.leases();
-        let mut compiled = Vec::with_capacity(leases.len());
-        for lease in leases {
-            // They were accepted once; with IPv6 gone since, those about it mean nothing.
-            let matches = lease
-                .rules
-                .iter()
-                .filter_map(|rule| self.compile_one(rule).ok())
-                .flatten()
-                .collect();
-            compiled.push((lease, matches));
-        }
+        let planned: Vec<(Lease, Plan)> = leases
+            .into_iter()
+            .map(|lease| {
+                let plan = self.plan(&lease);
+                (lease, plan)
+            })
+            .collect();
         let mut socket = self.sockets.netfilter()?;
         self.firewall.ensure(&mut socket)?;
-        Ok(self.firewall.reconcile(&mut socket, &compiled)?)
+        Ok(self.firewall.reconcile(&mut socket, &planned)?)
     }
 
     /// Connects a container. What is wrong with the request is found before anything is made; if
@@ -170,7 +167,7 @@ impl Network {
         namespace: BorrowedFd<'_>,
         spec: &Spec,
     ) -> Result<Lease, NetworkError> {
-        let matches = self.compile(&spec.rules)?;
+        self.check(&spec.rules)?;
         let request = Request::parse(&spec.network)?;
         if let Request::Subnet(subnet) | Request::Address(_, subnet) = request
             && subnet.contains(self.options.external)
@@ -184,7 +181,7 @@ impl Network {
         self.state()
             .live
             .insert(lease.names.id.clone(), Arc::clone(&entry));
-        match self.make(&lease, &matches, namespace) {
+        match self.make(&lease, namespace) {
             Ok(()) => Ok(lease),
             Err(error) => {
                 // The address stays reserved if taking away fails as well: whoever got it next
@@ -250,10 +247,13 @@ impl Network {
     /// # Errors
     /// A rule without a meaning, or the kernel's refusal.
     pub fn net_out(&self, lease: &Lease, rules: &[NetOutRule]) -> Result<Lease, NetworkError> {
-        let matches = self.compile(rules)?;
+        self.check(rules)?;
         let changed = self.change(lease, |current, socket| {
-            self.firewall.allow(socket, current, &matches)?;
-            current.rules.extend_from_slice(rules);
+            let mut after = current.clone();
+            after.rules.extend_from_slice(rules);
+            self.firewall
+                .allow(socket, current, &self.plan(current), &self.plan(&after))?;
+            *current = after;
             Ok(())
         });
         changed.map(|((), lease)| lease)
@@ -319,12 +319,7 @@ impl Network {
     }
 
     /// Rules come first: an address that has none yet reaches nothing.
-    fn make(
-        &self,
-        lease: &Lease,
-        matches: &[Match],
-        namespace: BorrowedFd<'_>,
-    ) -> Result<(), KernelError> {
+    fn make(&self, lease: &Lease, namespace: BorrowedFd<'_>) -> Result<(), KernelError> {
         let (gate, concerned) = {
             let state = self.state();
             let gate = state.subnets.gate(lease.assignment());
@@ -336,7 +331,7 @@ impl Network {
         {
             let _gate = lock(&gate);
             self.firewall
-                .add(&mut *self.sockets.netfilter()?, lease, matches)?;
+                .add(&mut *self.sockets.netfilter()?, lease, &self.plan(lease))?;
             let mut socket = self.sockets.route()?;
             let bridge = links::host::ensure_bridge(&mut socket, lease)?;
             links::host::create_pair(&mut socket, lease, bridge, namespace)?;
@@ -437,16 +432,29 @@ impl Network {
         Ok(pairs)
     }
 
-    fn compile(&self, rules: &[NetOutRule]) -> Result<Vec<Match>, RuleError> {
-        let mut matches = Vec::with_capacity(rules.len());
-        for rule in rules {
-            matches.append(&mut self.compile_one(rule)?);
-        }
-        Ok(matches)
+    fn check(&self, rules: &[NetOutRule]) -> Result<(), RuleError> {
+        rules
+            .iter()
+            .try_for_each(|rule| self.compile(rule).map(drop))
     }
 
-    fn compile_one(&self, rule: &NetOutRule) -> Result<Vec<Match>, RuleError> {
+    fn compile(&self, rule: &NetOutRule) -> Result<Vec<Match>, RuleError> {
         compile(rule, self.options.ipv6.is_some())
+    }
+
+    /// What a lease's rules are to the kernel. They were accepted once; with IPv6 gone since, those
+    /// about it mean nothing.
+    fn plan(&self, lease: &Lease) -> Plan {
+        let rules = lease
+            .rules
+            .iter()
+            .filter_map(|rule| self.compile(rule).ok());
+        let matches: Vec<Match> = rules.flatten().collect();
+        let subnet = (
+            lease.subnet.network().into(),
+            lease.subnet.broadcast().into(),
+        );
+        plan(&matches, subnet, lease.ipv6.map(|ipv6| ipv6.subnet()))
     }
 
     fn entry(&self, lease: &Lease) -> Option<Arc<Mutex<Lease>>> {

@@ -151,6 +151,8 @@ fn a_ruleset_that_somebody_emptied_is_mended() {
         "flush ruleset".to_owned(),
         "flush table inet garden".to_owned(),
         format!("flush chain inet garden container-{id}"),
+        format!("flush set inet garden networks-{id}"),
+        format!("flush set inet garden services-{id}"),
         "flush set inet garden homes".to_owned(),
         "flush map inet garden ports".to_owned(),
         "flush set inet garden bridges".to_owned(),
@@ -179,7 +181,7 @@ fn a_ruleset_that_somebody_emptied_is_mended() {
     world
         .host
         .command("nft", "add element inet garden members { 10.9.9.9 }");
-    world.host.command("nft", "add element inet garden containers { wbrdg-00000000 . 10.9.9.9 : goto container-0000000000 }");
+    world.host.command("nft", "add element inet garden containers { wbrdg-00000000 . 10.9.9.9 : jump container-0000000000 }");
     let repair = world.host.run(|| network.repair()).unwrap();
     assert_eq!(
         repair,
