@@ -8,21 +8,24 @@
 mod commands;
 mod failure;
 mod host;
+mod lab;
 mod logging;
 mod progress;
 mod reach;
 mod registry;
+mod settings;
 mod streams;
 mod table;
+mod terminal;
 mod values;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    create, doctor, exec, inspect, ls, pea, pull, rm, rootfs, run, scale, server, stop, stream_in,
-    teardown,
+    attach, config, create, doctor, events, exec, health, inspect, limits, ls, pea, pull, repro,
+    rm, rootfs, run, scale, server, stop, stream_in, teardown, wait,
 };
 use crate::reach::Target;
 
@@ -41,8 +44,14 @@ enum Verb {
     Run(run::RunArgs),
     Create(create::CreateArgs),
     Exec(exec::ExecArgs),
+    Attach(attach::AttachArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
+    #[command(subcommand)]
+    Health(health::HealthVerb),
+    Events(events::EventsArgs),
+    Wait(wait::WaitArgs),
+    Limits(limits::LimitsArgs),
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
@@ -54,7 +63,10 @@ enum Verb {
     #[command(subcommand)]
     Teardown(teardown::TeardownVerb),
     Scale(scale::ScaleArgs),
+    #[command(subcommand)]
+    Repro(repro::ReproVerb),
     Server(server::ServerArgs),
+    Config(config::ConfigVerb),
 }
 
 fn main() -> ExitCode {
@@ -62,7 +74,18 @@ fn main() -> ExitCode {
     if let Some((program, words)) = rootfs::called(std::env::args_os()) {
         return rootfs::main(&program, words);
     }
-    let cli = Cli::parse();
+    let expanded = match settings::expand(&Cli::command(), std::env::args_os().collect()) {
+        Ok(expanded) => expanded,
+        Err(error) => return failure::report(&error),
+    };
+    let matches = Cli::command().get_matches_from(&expanded.words);
+    let mut cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    if let Verb::Config(args) = &mut cli.verb {
+        args.explain(Cli::command(), &matches, &expanded);
+    }
     logging::start(matches!(cli.verb, Verb::Server(_)));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -86,8 +109,13 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Run(args) => run::run(&target, args).await,
         Verb::Create(args) => create::run(&target, &args).await,
         Verb::Exec(args) => exec::run(&target, args).await,
+        Verb::Attach(args) => attach::run(&target, args).await,
         Verb::Ls(args) => ls::run(&target, &args).await,
         Verb::Inspect(args) => inspect::run(&target, &args).await,
+        Verb::Health(verb) => health::run(&target, verb).await,
+        Verb::Events(args) => events::run(&target, args).await,
+        Verb::Wait(args) => wait::run(&target, args).await,
+        Verb::Limits(args) => limits::run(&target, &args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,
         Verb::Rm(args) => rm::run(&target, &args).await,
         Verb::Pull(args) => pull::run(&target, args).await,
@@ -97,6 +125,8 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,
         Verb::Scale(args) => scale::run(args).await,
+        Verb::Repro(verb) => repro::run(verb).await,
         Verb::Server(args) => server::run(&target, args).await,
+        Verb::Config(args) => config::run(&args),
     }
 }

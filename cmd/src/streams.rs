@@ -6,9 +6,45 @@ use anyhow::Result;
 use bytes::Bytes;
 use garden::client::{Input, Output, Process};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::JoinHandle;
+
+use crate::terminal;
 
 /// What a shell shows for a command that SIGPIPE has ended.
 const BROKEN_PIPE: u8 = 141;
+
+/// How a process is followed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    /// Whether standard input is passed on.
+    pub(crate) input: bool,
+    /// Whether the process has a terminal.
+    pub(crate) terminal: bool,
+}
+
+/// The tasks that carry this command's input and window sizes; they end with this.
+struct Feeding(Vec<JoinHandle<()>>);
+
+impl Feeding {
+    fn start(process: &Process, how: How) -> Self {
+        let mut tasks = Vec::new();
+        if how.input {
+            tasks.push(tokio::spawn(feed(process.input(), how.terminal)));
+        }
+        if how.terminal {
+            tasks.push(tokio::spawn(terminal::follow_size(process.input())));
+        }
+        Self(tasks)
+    }
+}
+
+impl Drop for Feeding {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
 
 /// Connects all three streams, waits for the process's end and for its output.
 ///
@@ -16,11 +52,13 @@ const BROKEN_PIPE: u8 = 141;
 /// returned instead; so is 141 when nobody reads this command's output any more.
 pub(crate) async fn follow(
     mut process: Process,
+    how: How,
     interrupted: impl Future<Output = u8>,
 ) -> Result<u8> {
+    let _raw = how.terminal.then(terminal::Raw::enter);
     let stdout = process.stdout.take();
     let stderr = process.stderr.take();
-    let input = tokio::spawn(feed(process.input()));
+    let _input = Feeding::start(&process, how);
     let mut output = pin!(async {
         tokio::join!(
             copy(stdout, tokio::io::stdout()),
@@ -41,7 +79,6 @@ pub(crate) async fn follow(
             }
         }
     };
-    input.abort();
     if !copied {
         output.await;
     }
@@ -66,7 +103,7 @@ async fn copy(from: Option<Output>, mut to: impl AsyncWrite + Unpin) -> bool {
 }
 
 /// Sends this command's standard input to the process, and its end.
-async fn feed(input: Input) {
+async fn feed(input: Input, into_terminal: bool) {
     let mut stdin = stdin();
     let mut buffer = vec![0_u8; 64 * 1024];
     loop {
@@ -77,6 +114,10 @@ async fn feed(input: Input) {
                 input.write(Bytes::copy_from_slice(piece)).await;
             }
         }
+    }
+    if into_terminal && !terminal::is_input() {
+        // A pipe's end; a terminal has no other way to say so.
+        input.write(Bytes::from_static(&[terminal::END])).await;
     }
     input.close().await;
 }

@@ -1,6 +1,8 @@
 //! Values of flags that need more than parsing a number.
 
-use garden::model::{Handle, IdError};
+use std::time::Duration;
+
+use garden::model::{BindMount, Handle, IdError, ProcessId, Rlimit};
 use garden_rootfs::Space;
 
 /// A size in bytes: a number with an optional unit, `64M`, `1.5g`, `4096`.
@@ -36,6 +38,33 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     if bytes == 0 { Err(wrong()) } else { Ok(bytes) }
 }
 
+/// Processor time in thousandths of a CPU: a number of CPUs, `1.5`.
+pub(crate) fn cpus(text: &str) -> Result<u64, String> {
+    match cpus_or_none(text) {
+        Ok(0) => Err("0 CPUs run nothing: leave the limit out".to_owned()),
+        other => other,
+    }
+}
+
+/// The same, or `0` for none.
+pub(crate) fn cpus_or_none(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a number of CPUs: write 2, 1.5 or 0.25");
+    let number: f64 = text.parse().map_err(|_| wrong())?;
+    if !(0.0..=1e6).contains(&number) {
+        return Err(wrong());
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 to 10^9"
+    )]
+    let millis = (number * 1000.0).round() as u64;
+    if millis == 0 && number > 0.0 {
+        return Err(wrong());
+    }
+    Ok(millis)
+}
+
 /// A part of a disk: a size, or a number of hundredths of it, `10%`.
 pub(crate) fn space(text: &str) -> Result<Space, String> {
     match text.strip_suffix('%') {
@@ -49,6 +78,46 @@ pub(crate) fn space(text: &str) -> Result<Space, String> {
     }
 }
 
+/// A duration: a number with a unit, `500ms`, `1.5s`, `2m`, `1h`; seconds without one.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong =
+        || format!("{text:?} is not a time: give a number with a unit, like 500ms, 1.5s, 2m or 1h");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..).unwrap_or_default();
+    let factor = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(wrong()),
+    };
+    let plain = digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number: f64 = digits.parse().map_err(|_| wrong())?;
+    if !plain {
+        return Err(wrong());
+    }
+    Duration::try_from_secs_f64(number * factor).map_err(|_| wrong())
+}
+
+/// A time as Go's flags have it, of one unit: `90s`, `5m`, `1h`, `500ms`; 0 is none at all.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().unwrap_or(u64::MAX);
+    let ms = match text.get(digits.len()..) {
+        Some("ms") => Some(1),
+        Some("s") => Some(1000),
+        Some("m") => Some(60_000),
+        Some("h") => Some(3_600_000),
+        Some("") if number == 0 => Some(0),
+        _ => None,
+    };
+    ms.and_then(|ms: u64| number.checked_mul(ms))
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is not a time: give a number with ms, s, m or h, like 5m"))
+}
+
 /// `K=V`.
 pub(crate) fn assignment(text: &str) -> Result<String, String> {
     match text.split_once('=') {
@@ -60,6 +129,77 @@ pub(crate) fn assignment(text: &str) -> Result<String, String> {
 /// A container's name.
 pub(crate) fn handle(text: &str) -> Result<Handle, IdError> {
     text.parse()
+}
+
+/// A process's name.
+pub(crate) fn process_id(text: &str) -> Result<ProcessId, IdError> {
+    text.parse()
+}
+
+/// `SRC:DST`, with `:ro` or `:rw`. The source is made absolute: the server has another directory.
+pub(crate) fn volume(text: &str) -> Result<BindMount, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is not a bind mount: write SOURCE:DESTINATION, and :ro behind it to forbid \
+             writing; the destination begins with /"
+        )
+    };
+    let (paths, writable) = match text.rsplit_once(':') {
+        Some((paths, "ro")) => (paths, false),
+        Some((paths, "rw")) => (paths, true),
+        _ => (text, true),
+    };
+    let (source, destination) = paths.split_once(':').ok_or_else(wrong)?;
+    if source.is_empty() || !destination.starts_with('/') {
+        return Err(wrong());
+    }
+    Ok(BindMount {
+        source: std::path::absolute(source).map_err(|_| wrong())?,
+        destination: destination.into(),
+        writable,
+    })
+}
+
+/// What a process's use of can be limited, as setrlimit(2) has it.
+const RESOURCES: [&str; 15] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "sigpending",
+    "stack",
+];
+
+/// `NAME=N`, where N may be `unlimited`.
+pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is not a resource limit: write NAME=NUMBER, like nofile=1024, or \
+             NAME=unlimited"
+        )
+    };
+    let (name, value) = text.split_once('=').ok_or_else(wrong)?;
+    let value = match value {
+        "unlimited" => u64::MAX,
+        number => number.parse().map_err(|_| wrong())?,
+    };
+    let name = name.to_ascii_lowercase();
+    if !RESOURCES.contains(&name.as_str()) {
+        let known = RESOURCES.join(" ");
+        return Err(format!(
+            "there is no resource limit {name:?}: use one of {known}"
+        ));
+    }
+    Ok(Rlimit { name, value })
 }
 
 #[cfg(test)]
@@ -76,6 +216,28 @@ mod tests {
     }
 
     #[test]
+    fn times_have_units() {
+        let ms = |text: &str| duration(text).map(|time| time.as_millis());
+        assert_eq!(ms("500ms"), Ok(500));
+        assert_eq!(ms("1.5s"), Ok(1500));
+        assert_eq!(ms("2"), Ok(2000));
+        assert_eq!(ms("1h"), Ok(3_600_000));
+        for wrong in ["", "s", "-1s", "1d", "1e3", "inf", "nan"] {
+            assert!(ms(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn cpus_are_counted_in_thousandths() {
+        assert_eq!(cpus("1.5"), Ok(1500));
+        assert_eq!(cpus("0.25"), Ok(250));
+        assert_eq!(cpus_or_none("0"), Ok(0));
+        for wrong in ["0", "-1", "x", "inf", "NaN", "0.0001"] {
+            assert!(cpus(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn sizes_are_read_as_docker_reads_them() {
         assert_eq!(size("4096"), Ok(4096));
         assert_eq!(size("64M"), Ok(64 << 20));
@@ -83,6 +245,37 @@ mod tests {
         assert_eq!(size("2kb"), Ok(2048));
         for wrong in ["12q", "", "M", "-1", "1..5", "0", "99999999999T", "1e3"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bind_mounts_are_read_as_docker_reads_them() {
+        let bind = volume("/a:/b:ro").unwrap();
+        assert_eq!(bind.source, std::path::Path::new("/a"));
+        assert_eq!(bind.destination, std::path::Path::new("/b"));
+        assert!(!bind.writable);
+        assert!(volume("/a:/b").unwrap().writable);
+        assert!(volume("a:/b").unwrap().source.is_absolute());
+        for wrong in ["/a", "/a:b", ":/b", "ro", "/a:ro"] {
+            assert!(volume(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(time("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(time("0"), Ok(Duration::ZERO));
+        for wrong in ["", "5", "m", "-1s", "1h30m", "99999999999999999999h"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn resource_limits() {
+        assert_eq!(rlimit("NOFILE=7").unwrap().name, "nofile");
+        assert_eq!(rlimit("core=unlimited").unwrap().value, u64::MAX);
+        for wrong in ["nofile", "nofile=", "=7", "nofile=-1", "teeth=1"] {
+            assert!(rlimit(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! <runtime>/lock                            held by the one server of this directory
 //! <runtime>/containers/<handle>/            a container exists while its directory does
 //!     container.json                        its record
+//!     health.json                           its health checks and what they say
 //!     shim.sock                             its supervisor
 //!     processes/<instance>.json             one record per process or pea
 //!     processes/<instance>.exit             written by the supervisor when it has ended
@@ -24,12 +25,15 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::IdRange;
+use crate::checks::HealthRecord;
 use crate::model::{ContainerSpec, Handle, ProcessId};
 
 /// The version of the records.
 const VERSION: u32 = 1;
 
 const RECORD: &str = "container.json";
+const HEALTH: &str = "health.json";
 const PROCESSES: &str = "processes";
 
 /// Why the depot cannot be used.
@@ -90,6 +94,9 @@ pub struct ContainerRecord {
     pub spec: ContainerSpec,
     /// The environment of its image.
     pub image_env: Vec<String>,
+    /// The id map of its user namespace; empty when it is privileged, or of an earlier release.
+    #[serde(default)]
+    pub ids: Vec<IdRange>,
     /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
     /// Whether it was stopped.
@@ -98,6 +105,12 @@ pub struct ContainerRecord {
     pub events: Vec<String>,
     /// The pid of its init on the host, for people.
     pub init_pid: u32,
+    /// How many kills for want of memory in its cgroup have been told as events.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// Whether its limits are just being changed: the kernel may have some of the old ones.
+    #[serde(default)]
+    pub limits_pending: bool,
 }
 
 impl ContainerRecord {
@@ -110,10 +123,13 @@ impl ContainerRecord {
             cgroup,
             spec,
             image_env: Vec::new(),
+            ids: Vec::new(),
             created_ms,
             stopped: false,
             events: Vec::new(),
             init_pid: 0,
+            oom_kills: 0,
+            limits_pending: false,
         }
     }
 }
@@ -134,6 +150,9 @@ pub struct ProcessRecord {
     /// For a pea: whether its cgroup stands beside its container's.
     #[serde(default)]
     pub own_limits: bool,
+    /// Whether it is a run of a health check: it does not outlive its server.
+    #[serde(default)]
+    pub check: bool,
 }
 
 impl ProcessRecord {
@@ -146,6 +165,7 @@ impl ProcessRecord {
             path,
             pea: false,
             own_limits: false,
+            check: false,
         }
     }
 }
@@ -327,6 +347,30 @@ impl ContainerDir {
     pub fn read(&self) -> Option<ContainerRecord> {
         read_json(self.fd.as_fd(), RECORD)
             .filter(|record: &ContainerRecord| record.version == VERSION)
+    }
+
+    /// Writes what is known of the container's health.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn write_health(&self, record: &HealthRecord) -> Result<(), DepotError> {
+        write_json(self.fd.as_fd(), HEALTH, record, &self.path)
+    }
+
+    /// Forgets it: the container has no checks any more.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn remove_health(&self) -> Result<(), DepotError> {
+        match rustix::fs::unlinkat(&self.fd, HEALTH, AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(errno) => Err(failed("remove a record in", &self.path)(errno)),
+        }
+    }
+
+    /// Reads what is known of the container's health; `None` when it has no checks.
+    pub(crate) fn read_health(&self) -> Option<HealthRecord> {
+        read_json(self.fd.as_fd(), HEALTH)
     }
 
     /// Writes a process's record.

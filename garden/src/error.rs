@@ -102,6 +102,9 @@ impl From<crate::depot::DepotError> for Error {
 
 impl From<crate::cgroup::CgroupError> for Error {
     fn from(error: crate::cgroup::CgroupError) -> Self {
+        if error.is_callers() {
+            return Self::Invalid(report(&error));
+        }
         Self::host("the control groups refused", error)
     }
 }

@@ -11,7 +11,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use garden_peas::health::HealthState;
 use serde::{Deserialize, Serialize};
+
+use crate::checks::CheckSpec;
 
 /// The longest handle or process id: a file name with room for a suffix.
 pub const MAX_ID_LENGTH: usize = 200;
@@ -189,8 +192,127 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// Relative share of the CPU in the scale of cgroup v1 (`cpu.shares`, 2 to 262144).
     pub cpu_shares: Option<u64>,
+    /// Most CPU time, in thousandths of one CPU.
+    #[serde(default)]
+    pub cpu_millis: Option<u64>,
+    /// Reading and writing of block devices.
+    #[serde(default)]
+    pub io: IoLimits,
     /// What the root filesystem may grow to.
     pub disk: Option<DiskLimit>,
+}
+
+/// Limits on block devices; `None` means unlimited. The rates hold for each device of the host by
+/// itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IoLimits {
+    /// Relative share in the scale of cgroup v1 (`blkio.weight`, 10 to 1000).
+    pub weight: Option<u64>,
+    /// Bytes a second read.
+    pub read_bps: Option<u64>,
+    /// Bytes a second written.
+    pub write_bps: Option<u64>,
+    /// Operations a second read.
+    pub read_iops: Option<u64>,
+    /// Operations a second written.
+    pub write_iops: Option<u64>,
+}
+
+impl IoLimits {
+    /// These where they are set, otherwise those.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            weight: self.weight.or(other.weight),
+            read_bps: self.read_bps.or(other.read_bps),
+            write_bps: self.write_bps.or(other.write_bps),
+            read_iops: self.read_iops.or(other.read_iops),
+            write_iops: self.write_iops.or(other.write_iops),
+        }
+    }
+
+    /// Whether any rate is limited.
+    pub fn has_rate(&self) -> bool {
+        self.read_bps.is_some()
+            || self.write_bps.is_some()
+            || self.read_iops.is_some()
+            || self.write_iops.is_some()
+    }
+}
+
+/// New values for some limits of a container that runs: what is absent stays, 0 takes a limit away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsChange {
+    /// See [`Limits::memory_bytes`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// See [`Limits::pids`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+    /// See [`Limits::cpu_shares`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u64>,
+    /// See [`Limits::cpu_millis`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+    /// See [`IoLimits::weight`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_weight: Option<u64>,
+    /// See [`IoLimits::read_bps`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_read_bps: Option<u64>,
+    /// See [`IoLimits::write_bps`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_write_bps: Option<u64>,
+    /// See [`IoLimits::read_iops`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_read_iops: Option<u64>,
+    /// See [`IoLimits::write_iops`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_write_iops: Option<u64>,
+}
+
+impl LimitsChange {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The limits that result from these ones.
+    #[must_use]
+    pub fn apply(&self, old: &Limits) -> Limits {
+        fn changed(old: Option<u64>, new: Option<u64>) -> Option<u64> {
+            new.map_or(old, |value| (value > 0).then_some(value))
+        }
+        Limits {
+            memory_bytes: changed(old.memory_bytes, self.memory_bytes),
+            pids: changed(old.pids, self.pids),
+            cpu_shares: changed(old.cpu_shares, self.cpu_shares),
+            cpu_millis: changed(old.cpu_millis, self.cpu_millis),
+            io: IoLimits {
+                weight: changed(old.io.weight, self.io_weight),
+                read_bps: changed(old.io.read_bps, self.io_read_bps),
+                write_bps: changed(old.io.write_bps, self.io_write_bps),
+                read_iops: changed(old.io.read_iops, self.io_read_iops),
+                write_iops: changed(old.io.write_iops, self.io_write_iops),
+            },
+            disk: old.disk,
+        }
+    }
+}
+
+/// The limits of a container, and what the kernel has of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsInForce {
+    /// As they were asked for.
+    pub limits: Limits,
+    /// The kernel's files and what they say.
+    pub kernel: BTreeMap<String, String>,
+    /// Whether the CPU share is lowered because the container used more than it is entitled to.
+    #[serde(default)]
+    pub throttled: bool,
 }
 
 /// A limit on the bytes and inodes of a root filesystem.
@@ -251,6 +373,9 @@ pub struct ContainerSpec {
     pub net_in: Vec<PortMapping>,
     /// Rules for outgoing traffic, at creation.
     pub net_out: Vec<NetOutRule>,
+    /// Checks of its health, from its creation on.
+    #[serde(default)]
+    pub checks: Vec<CheckSpec>,
 }
 
 /// A port of the host that leads into a container.
@@ -295,7 +420,7 @@ pub struct NetOutRule {
 }
 
 /// A terminal size in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowSize {
     /// Columns; 0 means the default of 80.
     pub columns: u16,
@@ -337,8 +462,16 @@ pub struct ProcessSpec {
     pub own_limits: Option<Limits>,
     /// For a pea: what its root filesystem may grow to. Of `own_limits` the disk is not looked at.
     pub disk: Option<DiskLimit>,
+    /// For a pea: how many processes and threads it may have at once, wherever its cgroup is.
+    /// Where `own_limits` says so too, the smaller number holds.
+    #[serde(default)]
+    pub pids: Option<u64>,
     /// For a pea: host paths inside it.
     pub bind_mounts: Vec<BindMount>,
+    /// It is a run of a health check: it has a group of its own, and nothing of it stays. Only the
+    /// manager itself says so.
+    #[serde(skip)]
+    pub check: bool,
 }
 
 impl ProcessSpec {
@@ -396,6 +529,9 @@ pub struct ContainerInfo {
     pub mapped_ports: Vec<PortMapping>,
     /// Its limits.
     pub limits: Limits,
+    /// What its health checks say, if it has any.
+    #[serde(default)]
+    pub health: Option<HealthState>,
 }
 
 /// The addresses of a container; `None` where there is none.
@@ -445,6 +581,9 @@ pub struct Metrics {
     pub age: Duration,
     /// Processor time it was entitled to by its shares since it was made; zero for a pea.
     pub cpu_entitlement: Duration,
+    /// What could not be measured (`memory`, `cpu`, `pids`, `disk`), and stands here as zero.
+    #[serde(default)]
+    pub missing: Vec<String>,
 }
 
 /// Processor time since creation.
@@ -553,6 +692,28 @@ mod tests {
         assert_eq!("a,b".parse::<Handle>(), Err(IdError::Character(',')));
         assert!("x".repeat(201).parse::<Handle>().is_err());
         assert!("concourse:exit-status".parse::<ProcessId>().is_ok());
+    }
+
+    #[test]
+    fn a_change_of_limits_keeps_what_it_does_not_name() {
+        let old = Limits {
+            memory_bytes: Some(1 << 20),
+            pids: Some(5),
+            cpu_shares: Some(10),
+            ..Limits::default()
+        };
+        let change = LimitsChange {
+            pids: Some(7),
+            cpu_shares: Some(0),
+            io_read_bps: Some(1000),
+            ..LimitsChange::default()
+        };
+        let new = change.apply(&old);
+        assert_eq!(new.memory_bytes, Some(1 << 20));
+        assert_eq!(new.pids, Some(7));
+        assert_eq!(new.cpu_shares, None);
+        assert_eq!(new.io.read_bps, Some(1000));
+        assert!(LimitsChange::default().is_empty() && !change.is_empty());
     }
 
     #[test]

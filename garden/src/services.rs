@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use garden_peas::TeardownMode;
+use garden_peas::histogram::Histogram;
 use garden_peas::teardown::Queue;
 use garden_rootfs::plugin::Plugins;
 use garden_rootfs::{CollectPolicy, Mapping, Store, WithoutQuota};
@@ -16,9 +17,12 @@ use garden_rootfs::{CollectPolicy, Mapping, Store, WithoutQuota};
 use crate::bundle::{self, IdRange};
 use crate::cgroup::{Cgroups, Devices};
 use crate::container::Container;
-use crate::depot::Depot;
+use crate::depot::{ContainerRecord, Depot};
 use crate::error::Error;
+use crate::events::Events;
+use crate::ids::{self, Pool};
 use crate::model::{DiskLimit, DiskMetrics, ImageRef};
+use crate::policy::Policy;
 use crate::roots::{Root, Roots, Wanted};
 use crate::runtime::zygote::Zygote;
 use crate::workers::Workers;
@@ -50,8 +54,19 @@ pub struct Options {
     pub registry: garden_rootfs::RegistryPolicy,
     /// When a pea's teardown is done, seen from its client.
     pub teardown: TeardownMode,
+    /// What holds for the limits of every container.
+    pub cgroups: crate::cgroup::Policy,
+    /// Hundredths of a CPU that each share entitles to; `None` divides the host by its memory.
+    pub cpu_entitlement_per_share: Option<f64>,
+    /// How often containers that used more of the CPU than they are entitled to are looked for, to
+    /// put them behind the others; `None` is never.
+    pub throttling: Option<Duration>,
     /// Id map of unprivileged containers, for users and groups alike.
     pub ids: Vec<IdRange>,
+    /// A range of ids for each unprivileged container instead of the one map.
+    pub id_ranges: Option<ids::Plan>,
+    /// What the operator decides for all containers.
+    pub policy: Policy,
 }
 
 impl Options {
@@ -70,44 +85,14 @@ impl Options {
             collect: Some(CollectPolicy::default()),
             registry: garden_rootfs::RegistryPolicy::default(),
             teardown: TeardownMode::Queued,
-            ids: default_ids(),
+            cgroups: crate::cgroup::Policy::default(),
+            cpu_entitlement_per_share: None,
+            throttling: None,
+            ids: ids::shared(1, None),
+            id_ranges: None,
+            policy: Policy::default(),
         }
     }
-}
-
-/// Container root is the host's highest id, which nobody else has; every other id is itself.
-fn default_ids() -> Vec<IdRange> {
-    let table = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let highest = table
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split_whitespace().map(str::parse::<u64>);
-            let (Some(Ok(first)), _, Some(Ok(size))) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                return None;
-            };
-            u32::try_from(
-                (first + size)
-                    .saturating_sub(1)
-                    .min(u64::from(u32::MAX - 1)),
-            )
-            .ok()
-        })
-        .max()
-        .unwrap_or(u32::MAX - 1);
-    vec![
-        IdRange {
-            inside: 0,
-            outside: highest,
-            size: 1,
-        },
-        IdRange {
-            inside: 1,
-            outside: 1,
-            size: highest - 1,
-        },
-    ]
 }
 
 /// How long metrics wait for the store.
@@ -124,16 +109,26 @@ pub(crate) struct Services {
     pub(crate) files: Workers,
     /// For calls of the store that may take long.
     pub(crate) images: Workers,
+    /// For reading what groups use, so that measuring never waits for starting, nor it for that.
+    pub(crate) meters: Workers,
+    /// Running peas by id.
+    pub(crate) pea_index: crate::metrics::PeaIndex,
     /// For asking what root filesystems use: a store that is stuck must not stop other metrics.
     usage: Workers,
     /// For calls of image plugins, which may take for ever.
     pub(crate) plugins: Workers,
     /// The capabilities of privileged processes, as far as the host has them.
     pub(crate) privileged_capabilities: Vec<String>,
+    /// Ids for containers to have of their own, where the operator wants that.
+    id_pool: Option<Pool>,
     /// Containers by handle, for the stages of teardown; the manager owns them.
     pub(crate) pods: Mutex<HashMap<String, Weak<Container>>>,
     /// What takes away what peas and containers leave; set once, right after this is made.
     pub(crate) queue: OnceLock<Queue>,
+    /// What happens, for whoever listens.
+    pub(crate) events: Events,
+    /// From the end of a health check that changed something to the news of it.
+    pub(crate) health_latency: Histogram,
 }
 
 /// Locks a table whose holder cannot panic half-way through a change.
@@ -155,17 +150,22 @@ impl Services {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Ok(Self {
             roots: Arc::new(Roots::new(store, options.plugins.clone(), layouts)),
+            id_pool: options.id_ranges.map(Pool::new),
             options,
             depot,
             cgroups,
             zygote,
             files: Workers::start("garden-files", 4).map_err(threads)?,
             images: Workers::start("garden-images", 8).map_err(threads)?,
+            meters: Workers::start("garden-meters", 2).map_err(threads)?,
+            pea_index: crate::metrics::PeaIndex::default(),
             usage: Workers::start("garden-usage", 2).map_err(threads)?,
             privileged_capabilities: bundle::held_by_host(&status),
             pods: Mutex::default(),
             plugins: Workers::start("garden-plugins", 8).map_err(threads)?,
             queue: OnceLock::new(),
+            events: Events::default(),
+            health_latency: Histogram::default(),
         })
     }
 
@@ -204,12 +204,13 @@ impl Services {
         id: &str,
         image: &ImageRef,
         privileged: bool,
+        ids: &[IdRange],
         limit: Option<DiskLimit>,
     ) -> Result<Root, Error> {
         let roots = Arc::clone(&self.roots);
         let (name, image) = (id, image.clone());
         let id = id.to_owned();
-        let mapping = self.mapping(privileged);
+        let mapping = mapping(privileged, ids);
         // Programs that may never end have threads of their own.
         let workers = if roots.by_plugin(privileged) {
             &self.plugins
@@ -233,9 +234,9 @@ impl Services {
         Ok(root)
     }
 
-    /// What a root filesystem uses; nothing when the store does not tell in time, so that other
+    /// What a root filesystem uses; `None` when the store does not tell in time, so that other
     /// metrics of the container are known all the same.
-    pub(crate) async fn disk_usage(&self, id: &str) -> DiskMetrics {
+    pub(crate) async fn disk_usage(&self, id: &str) -> Option<DiskMetrics> {
         let (roots, id) = (Arc::clone(&self.roots), id.to_owned());
         // A plugin that hangs must not take the metrics of the store along.
         let workers = if roots.has_plugins() {
@@ -245,42 +246,99 @@ impl Services {
         };
         let asked = workers.run(move || roots.usage(&id));
         match tokio::time::timeout(USAGE_PATIENCE, asked).await {
-            Ok(Ok(Ok(usage))) => usage,
+            Ok(Ok(Ok(usage))) => Some(usage),
             Ok(Ok(Err(error))) => {
                 let error = crate::error::report(&error);
                 tracing::warn!(error, "no disk metrics");
-                DiskMetrics::default()
+                None
             }
             Ok(Err(panicked)) => {
                 tracing::error!(%panicked, "no disk metrics");
-                DiskMetrics::default()
+                None
             }
             Err(_) => {
                 tracing::warn!("no disk metrics: the store does not answer");
-                DiskMetrics::default()
+                None
             }
         }
     }
 
-    fn mapping(&self, privileged: bool) -> Mapping {
-        if privileged {
-            return Mapping::Host;
-        }
-        let ranges: Vec<_> = self
-            .options
-            .ids
-            .iter()
-            .map(|range| garden_sys::userns::IdRange {
-                inside: range.inside,
-                host: range.outside,
-                size: range.size,
-            })
-            .collect();
-        Mapping::Mapped {
-            uid: ranges.clone(),
-            gid: ranges,
+    /// The id map of a new container.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when each has a range of its own and all are taken.
+    pub(crate) fn take_ids(&self, privileged: bool) -> Result<Vec<IdRange>, Error> {
+        match &self.id_pool {
+            _ if privileged => Ok(Vec::new()),
+            None => Ok(self.options.ids.clone()),
+            Some(pool) => pool.take().ok_or_else(|| {
+                Error::Exhausted(
+                    "all ranges of ids for containers are taken: make --ids-per-container \
+                     smaller, or destroy containers"
+                        .to_owned(),
+                )
+            }),
         }
     }
+
+    /// Notes the ids of a container that an earlier server made.
+    pub(crate) fn claim_ids(&self, record: &ContainerRecord) {
+        if let Some(pool) = &self.id_pool {
+            pool.claim(&record.ids);
+        }
+    }
+
+    /// Frees the ids of a container that is no more.
+    pub(crate) fn free_ids(&self, record: &ContainerRecord) {
+        if let Some(pool) = &self.id_pool {
+            pool.give_back(&record.ids);
+        }
+    }
+
+    /// The id map of a container; nothing for a privileged one.
+    pub(crate) fn ids(&self, record: &ContainerRecord) -> Vec<IdRange> {
+        match (record.spec.privileged, record.ids.as_slice()) {
+            (true, _) => Vec::new(),
+            // Of a release that did not write it down.
+            (false, []) => self.options.ids.clone(),
+            (false, ids) => ids.to_vec(),
+        }
+    }
+}
+
+/// Whose ids the files of a root filesystem carry.
+fn mapping(privileged: bool, ids: &[IdRange]) -> Mapping {
+    if privileged {
+        return Mapping::Host;
+    }
+    let ranges: Vec<_> = ids
+        .iter()
+        .map(|range| garden_sys::userns::IdRange {
+            inside: range.inside,
+            host: range.outside,
+            size: range.size,
+        })
+        .collect();
+    Mapping::Mapped {
+        uid: ranges.clone(),
+        gid: ranges,
+    }
+}
+
+/// The user and the group that a process's own are on the host.
+///
+/// # Errors
+/// [`Error::Invalid`] when its container does not have them.
+pub(crate) fn owner(ids: &[IdRange], user: &crate::users::User) -> Result<(u32, u32), Error> {
+    let on_host = |what: &str, inside| {
+        ids::on_host(ids, inside).ok_or_else(|| {
+            Error::Invalid(format!(
+                "{what} {inside} is not one of the ids of this container, which ends before it: \
+                 use a smaller one"
+            ))
+        })
+    };
+    Ok((on_host("user", user.uid)?, on_host("group", user.gid)?))
 }
 
 /// A name that was never used before: for instances, root filesystems, cgroups of peas.
@@ -301,8 +359,13 @@ pub(crate) fn now_ms() -> u64 {
 pub(crate) fn process_state(pid: i32) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let state = status.lines().find_map(|line| line.strip_prefix("State:"));
-    state.map_or_else(
-        || "unknown (it may be gone by now)".to_owned(),
-        |text| text.trim().to_owned(),
-    )
+    let Some(state) = state else {
+        return "unknown (it may be gone by now)".to_owned();
+    };
+    // The function of the kernel that it sleeps in: of a frozen one, the freezer's.
+    let place = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    match place.trim() {
+        "" | "0" => state.trim().to_owned(),
+        place => format!("{}, waiting in {place}", state.trim()),
+    }
 }

@@ -5,7 +5,9 @@
 //! [`Running`] is killed.
 
 use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -15,7 +17,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::pty::OpenptFlags;
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::wait::DEADLINE;
 
@@ -47,6 +52,35 @@ impl Cli {
             stdout,
             stderr,
         })
+    }
+
+    /// Starts the program on a terminal of this size; what it writes there is its stdout.
+    pub fn start_on_terminal(&self, args: &[&str], size: (u16, u16)) -> Result<OnTerminal> {
+        let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+        rustix::pty::grantpt(&master)?;
+        rustix::pty::unlockpt(&master)?;
+        let name = rustix::pty::ptsname(&master, Vec::new())?;
+        let slave = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NOCTTY.bits().cast_signed())
+            .open(name.to_str()?)?;
+        let mut terminal = OnTerminal {
+            stdout: Stream::read(Some(File::from(master.try_clone()?))),
+            master: File::from(master),
+            child: None,
+        };
+        terminal.set_size(size)?;
+        let child = Command::new(&self.program)
+            .args(args)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
+            .stdin(slave.try_clone()?)
+            .stdout(slave.try_clone()?)
+            .stderr(slave)
+            .spawn()
+            .with_context(|| format!("starting {}", self.program.display()))?;
+        terminal.child = Some(child);
+        Ok(terminal)
     }
 
     /// Runs the program to its end, with an empty stdin.
@@ -139,6 +173,68 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A program on a terminal.
+pub struct OnTerminal {
+    master: File,
+    child: Option<Child>,
+    stdout: Stream,
+}
+
+impl OnTerminal {
+    /// Types.
+    pub fn write(&mut self, text: &str) -> Result<()> {
+        Ok(self.master.write_all(text.as_bytes())?)
+    }
+
+    /// Changes the size, and tells the program as a terminal's driver would.
+    pub fn set_size(&mut self, (columns, rows): (u16, u16)) -> Result<()> {
+        let size = Winsize {
+            ws_col: columns,
+            ws_row: rows,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&self.master, size)?;
+        if let Some(child) = &self.child {
+            let pid = Pid::from_raw(child.id().cast_signed()).context("no pid")?;
+            kill_process(pid, Signal::WINCH)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the terminal shows the text.
+    pub fn wait_for(&self, text: &str) -> Result<()> {
+        self.stdout.wait_for(text)
+    }
+
+    /// What the terminal has shown so far.
+    pub fn text(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// Whether typed characters go through as they are.
+    pub fn is_raw(&self) -> Result<bool> {
+        let modes = tcgetattr(&self.master)?.local_modes;
+        Ok(!modes.intersects(LocalModes::ICANON | LocalModes::ECHO))
+    }
+
+    /// Waits for the program's end; returns its exit code. The terminal stays.
+    pub fn wait_end(&mut self) -> Result<Option<i32>> {
+        let child = self.child.as_mut().context("it has ended")?;
+        ensure!(ended_within_deadline(child)?, "it does not end");
+        Ok(child.wait()?.code())
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

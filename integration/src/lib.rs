@@ -15,6 +15,7 @@ mod app;
 mod cgroups;
 mod cli;
 mod grootfs;
+mod http;
 mod images;
 mod inside;
 mod layout;
@@ -27,7 +28,7 @@ mod wait;
 mod world;
 
 pub use app::App;
-pub use cli::{Cli, Outcome, Running};
+pub use cli::{Cli, OnTerminal, Outcome, Running};
 pub use grootfs::{Grootfs, MAPPED, is_mount_point, ready};
 pub use images::Images;
 pub use inside::{NAMESPACES, host_namespace, lines_of, status_field};

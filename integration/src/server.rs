@@ -6,22 +6,25 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::cli::{Cli, ended_within_deadline};
-use crate::proc;
 use crate::wait::{DEADLINE, wait_until};
 use crate::world::World;
+use crate::{http, proc};
 
 /// A running server, or the place of one that was killed.
 pub struct Server<'w> {
     world: &'w World,
     socket: PathBuf,
     options: Vec<String>,
+    /// The cgroup v2 group that it is started in, if not the test's own.
+    group: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -31,10 +34,28 @@ impl<'w> Server<'w> {
             world,
             socket: world.directory().join("s.sock"),
             options: options.iter().map(|&option| option.to_owned()).collect(),
+            group: None,
             child: None,
         };
         server.restart()?;
         Ok(server)
+    }
+
+    pub(crate) fn start_in(world: &'w World, group: &Path) -> Result<Self> {
+        let mut server = Self {
+            world,
+            socket: world.directory().join("s.sock"),
+            options: Vec::new(),
+            group: Some(group.to_owned()),
+            child: None,
+        };
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// The next start is one without further options.
+    pub fn forget_options(&mut self) {
+        self.options.clear();
     }
 
     /// Starts it anew in the same place and waits until it serves. It must not run.
@@ -44,7 +65,19 @@ impl<'w> Server<'w> {
             .create(true)
             .append(true)
             .open(self.world.log())?;
-        let mut command = Command::new(self.world.program());
+        let mut command = match &self.group {
+            None => Command::new(self.world.program()),
+            Some(group) => {
+                // Joined by a shell, which then becomes the server.
+                let mut command = Command::new("/bin/sh");
+                let join = "echo $$ >\"$0/cgroup.procs\" && exec \"$@\"";
+                command
+                    .args(["-c", join])
+                    .arg(group)
+                    .arg(self.world.program());
+                command
+            }
+        };
         command
             .arg("server")
             .arg("--socket")
@@ -99,6 +132,21 @@ impl<'w> Server<'w> {
         let mut cli = self.world.cli();
         cli.env.push(("GARDEN_SOCKET", self.socket.clone().into()));
         cli
+    }
+
+    /// Asks it by HTTP, as any client may; the answer must be a success.
+    pub fn get(&self, target: &str) -> Result<Value> {
+        http::ask(&self.socket, "GET", target, None)
+    }
+
+    /// The same with something to tell it.
+    pub fn post(&self, target: &str, body: &Value) -> Result<Value> {
+        http::ask(&self.socket, "POST", target, Some(body))
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// The number of files that it has open; 0 when it does not run.

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 /// How long a single step may take before the test is given up: far above what any step needs on
 /// a loaded machine, so that it never decides a test that works.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(150);
 
 /// Between two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(5);

@@ -136,6 +136,11 @@ impl World {
         Server::start(self, options)
     }
 
+    /// Starts a server in it whose process is in this cgroup v2 group.
+    pub fn server_in(&self, group: &Path) -> Result<Server<'_>> {
+        Server::start_in(self, group)
+    }
+
     /// Command lines without a server: each hosts one of its own for as long as it lives.
     pub fn hosted(&self) -> Cli {
         let mut cli = self.cli();

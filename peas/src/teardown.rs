@@ -21,11 +21,12 @@ mod store;
 mod thread;
 mod worker;
 
+pub use crate::histogram::BUCKETS_SECONDS;
 pub use backoff::Backoff;
 pub use job::{Job, JobId, Kind, Resources, Stage, Target};
 pub use queue::{Options, Progress, Queue, Ticket};
 pub use snapshot::{JobView, Phase, Snapshot};
 pub use stages::{StageError, Stages};
-pub use stats::{BUCKETS_SECONDS, StageStats};
+pub use stats::StageStats;
 pub use store::StoreError;
 pub use thread::{ThreadError, on_own_thread};

@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use clap::Args;
-use garden::model::{ContainerSpec, DiskLimit, DiskScope, Handle, Limits};
+use garden::model::{BindMount, ContainerSpec, DiskLimit, DiskScope, Handle, Limits};
 
+use super::health_args::HealthArgs;
+use super::limits::ShareArgs;
 use super::print;
 use crate::reach::Target;
 use crate::values;
@@ -15,15 +17,17 @@ use crate::values;
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     container: ContainerArgs,
+    #[command(flatten)]
+    health: HealthArgs,
 }
 
 /// What a container is made from.
 #[derive(Debug, Args)]
 pub(crate) struct ContainerArgs {
     /// Root filesystem: a tar (plain, gzip, zstd), a directory, oci:///PATH[:REF], or
-    /// docker://[HOST/]REPOSITORY[#TAG]
+    /// docker://[HOST/]REPOSITORY[#TAG] [default: the server's, if it has one]
     #[arg(long, value_name = "IMAGE")]
-    pub(crate) image: String,
+    pub(crate) image: Option<String>,
     /// Name of the container [default: a generated one]
     #[arg(long, value_name = "NAME", value_parser = values::handle)]
     name: Option<Handle>,
@@ -37,7 +41,18 @@ pub(crate) struct ContainerArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
     #[command(flatten)]
+    share: ShareArgs,
+    #[command(flatten)]
     disk: DiskArgs,
+    /// Host path inside the container, writable unless `:ro`; repeatable
+    #[arg(long, short, value_name = "SRC:DST[:ro|rw]", value_parser = values::volume)]
+    volume: Vec<BindMount>,
+    /// Free text by key, kept with the container; repeatable
+    #[arg(long, value_name = "K=V", value_parser = values::assignment)]
+    property: Vec<String>,
+    /// Destroy it when nobody used it for so long
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    grace_time: Option<u64>,
     /// No user namespace, all capabilities, no seccomp filter
     #[arg(long)]
     privileged: bool,
@@ -81,15 +96,23 @@ impl ContainerArgs {
     pub(crate) fn spec(&self) -> Result<ContainerSpec> {
         Ok(ContainerSpec {
             handle: self.name.clone(),
-            image: Some(super::image(&self.image)?),
+            image: self.image.as_deref().map(super::image).transpose()?,
             env: self.env.clone(),
+            bind_mounts: self.volume.clone(),
+            properties: self
+                .property
+                .iter()
+                .filter_map(|text| text.split_once('='))
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+            grace_time: self.grace_time.map(std::time::Duration::from_secs),
             privileged: self.privileged,
-            limits: Limits {
+            limits: self.share.add_to(Limits {
                 memory_bytes: self.memory,
                 pids: self.pids,
                 disk: self.disk.limit(),
                 ..Limits::default()
-            },
+            }),
             ..ContainerSpec::default()
         })
     }
@@ -98,7 +121,8 @@ impl ContainerArgs {
 /// Creates it.
 pub(crate) async fn run(target: &Target, args: &CreateArgs) -> Result<u8> {
     let client = target.server().await?;
-    let spec = args.container.spec()?;
+    let mut spec = args.container.spec()?;
+    spec.checks = args.health.checks()?;
     super::pull::watch(&client, spec.image.as_ref(), args.container.quiet).await?;
     let handle = client.create(&spec).await?;
     print(&format!("{handle}\n"))?;

@@ -5,7 +5,8 @@ use clap::Args;
 use garden::client::Wanted;
 use garden::model::{Handle, ProcessSpec, Signal};
 
-use super::program;
+use super::print;
+use super::process::ProcessArgs;
 use crate::reach::Target;
 use crate::{streams, values};
 
@@ -20,12 +21,11 @@ pub(crate) struct ExecArgs {
     /// Environment of the process; repeatable
     #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
     env: Vec<String>,
-    /// User: name, uid, uid:gid or name:group [default: root]
-    #[arg(long, short, value_name = "USER")]
-    user: Option<String>,
-    /// Working directory, made when missing [default: the user's home]
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
+    /// Print the process's name and leave it running
+    #[arg(long, short)]
+    detach: bool,
     /// The command and its arguments
     #[arg(required = true, last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -34,21 +34,21 @@ pub(crate) struct ExecArgs {
 /// Runs it; an interrupted command ends its process.
 pub(crate) async fn run(target: &Target, args: ExecArgs) -> Result<u8> {
     let client = target.server().await?;
-    let (path, arguments) = program(&args.command);
     let spec = ProcessSpec {
-        path,
-        args: arguments,
         env: args.env,
-        user: args.user,
-        dir: args.cwd,
-        ..ProcessSpec::default()
+        ..args.process.spec(&args.command)
     };
+    if args.detach {
+        let process = client.run(&args.name, &spec, Wanted::NONE).await?;
+        print(&format!("{}\n", process.id))?;
+        return Ok(0);
+    }
     let process = client.run(&args.name, &spec, Wanted::ALL).await?;
-    follow(process).await
+    follow(process, args.process.tty).await
 }
 
 /// Follows a process to its end. An interruption kills it, and waits for that to be so.
-pub(crate) async fn follow(process: garden::client::Process) -> Result<u8> {
+pub(crate) async fn follow(process: garden::client::Process, terminal: bool) -> Result<u8> {
     let input = process.input();
     let kill = async move {
         let code = streams::interrupted().await;
@@ -57,5 +57,9 @@ pub(crate) async fn follow(process: garden::client::Process) -> Result<u8> {
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
         code
     };
-    streams::follow(process, kill).await
+    let how = streams::How {
+        input: true,
+        terminal,
+    };
+    streams::follow(process, how, kill).await
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
+use garden::checks::HealthStatus;
 use garden::model::{DiskLimit, DiskMetrics, DiskScope, Handle};
 use serde::Serialize;
 
@@ -31,6 +32,7 @@ struct Shown {
     info: garden::client::Info,
     disk: DiskMetrics,
     disk_limit: Option<DiskLimit>,
+    health: HealthStatus,
 }
 
 /// Shows it.
@@ -40,6 +42,7 @@ pub(crate) async fn run(target: &Target, args: &InspectArgs) -> Result<u8> {
     let metrics = client.metrics(&args.name).await?;
     let limits = client.limits(&args.name).await?;
     let list = client.ps().await?;
+    let health = client.health(&args.name).await?;
     let found = list
         .containers
         .into_iter()
@@ -56,6 +59,7 @@ pub(crate) async fn run(target: &Target, args: &InspectArgs) -> Result<u8> {
         info,
         disk: metrics.disk,
         disk_limit: limits.disk,
+        health,
     };
     if args.json {
         print_json(&shown)?;
@@ -87,6 +91,9 @@ fn text(shown: &Shown) -> String {
             .iter()
             .map(|event| ("event", event.clone())),
     );
+    if shown.health.state.is_some() {
+        facts.extend(super::health::facts(&shown.health));
+    }
     facts.extend(shown.processes.iter().map(|process| {
         let kind = if process.pea { "pea" } else { "process" };
         (

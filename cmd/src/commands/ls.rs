@@ -2,15 +2,19 @@
 
 use anyhow::Result;
 use clap::Args;
+use garden::checks::health::HealthState;
 
 use super::{print, print_json};
 use crate::reach::Target;
-use crate::table;
+use crate::{table, values};
 
 /// List containers
 #[derive(Debug, Args)]
 #[command(visible_alias = "ps")]
 pub(crate) struct LsArgs {
+    /// Only those with this property; repeatable
+    #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
+    filter: Vec<String>,
     /// Names only
     #[arg(long, short)]
     quiet: bool,
@@ -21,7 +25,14 @@ pub(crate) struct LsArgs {
 
 /// Lists them.
 pub(crate) async fn run(target: &Target, args: &LsArgs) -> Result<u8> {
-    let list = target.server().await?.ps().await?;
+    let client = target.server().await?;
+    let mut list = client.ps().await?;
+    if !args.filter.is_empty() {
+        let pairs = args.filter.iter().filter_map(|text| text.split_once('='));
+        let filters = pairs.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let matching = client.list(&filters.collect()).await?;
+        (list.containers).retain(|container| matching.contains(&container.handle));
+    }
     if args.json {
         print_json(&list)?;
     } else if args.quiet {
@@ -44,6 +55,7 @@ pub(crate) async fn run(target: &Target, args: &LsArgs) -> Result<u8> {
                 vec![
                     container.handle.to_string(),
                     container.state.clone(),
+                    container.health.map_or("-", HealthState::as_str).to_owned(),
                     table::age(container.age_ms),
                     (container.processes.len() - peas).to_string(),
                     peas.to_string(),
@@ -51,7 +63,15 @@ pub(crate) async fn run(target: &Target, args: &LsArgs) -> Result<u8> {
                 ]
             })
             .collect();
-        let heading = ["NAME", "STATE", "AGE", "PROCESSES", "PEAS", "IMAGE"];
+        let heading = [
+            "NAME",
+            "STATE",
+            "HEALTH",
+            "AGE",
+            "PROCESSES",
+            "PEAS",
+            "IMAGE",
+        ];
         print(&table::format(&heading, &rows))?;
     }
     Ok(0)

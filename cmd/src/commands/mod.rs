@@ -1,20 +1,30 @@
 //! The verbs, one module each: its flags and what it does.
 
+pub(crate) mod attach;
+pub(crate) mod config;
 pub(crate) mod create;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod health;
+pub(crate) mod health_args;
 pub(crate) mod inspect;
+pub(crate) mod limits;
 pub(crate) mod ls;
 pub(crate) mod pea;
+pub(crate) mod process;
 pub(crate) mod pull;
+pub(crate) mod repro;
 pub(crate) mod rm;
 pub(crate) mod rootfs;
 pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod server;
+mod server_limits;
 pub(crate) mod stop;
 pub(crate) mod stream_in;
 pub(crate) mod teardown;
+pub(crate) mod wait;
 
 use std::io::Write as _;
 

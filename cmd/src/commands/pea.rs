@@ -1,19 +1,21 @@
 //! `garden pea`: sidecars of a container.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use garden::client::Wanted;
-use garden::model::{Handle, Limits, ProcessSpec};
+use garden::model::{BindMount, Handle, Limits, ProcessSpec};
 
 use super::create::DiskArgs;
-use super::{exec, print, print_json, program};
+use super::limits::ShareArgs;
+use super::process::ProcessArgs;
+use super::{exec, print, print_json};
 use crate::reach::Target;
 use crate::{table, values};
 
 /// Run and list the sidecars of a container
 #[derive(Debug, Subcommand)]
 pub(crate) enum PeaVerb {
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     Ls(LsArgs),
 }
 
@@ -31,18 +33,23 @@ pub(crate) struct RunArgs {
     /// Environment of the process; repeatable
     #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
     env: Vec<String>,
-    /// User of the pea's image: name, uid, uid:gid or name:group [default: root]
-    #[arg(long, short, value_name = "USER")]
-    user: Option<String>,
-    /// Working directory, made when missing [default: /]
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
+    /// Host path inside the pea, writable unless `:ro`; repeatable. The container's own are
+    /// not inherited
+    #[arg(long, short, value_name = "SRC:DST[:ro|rw]", value_parser = values::volume)]
+    volume: Vec<BindMount>,
     /// A cgroup beside the container's instead of one within its limits
     #[arg(long)]
     own_limits: bool,
     /// Most memory, like 64M
     #[arg(long, short, value_name = "SIZE", value_parser = values::size, requires = "own_limits")]
     memory: Option<u64>,
+    #[command(flatten)]
+    share: ShareArgs,
+    /// Most processes and threads, with --own-limits or within the container's
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pids: Option<u64>,
     #[command(flatten)]
     disk: DiskArgs,
     /// The command and its arguments
@@ -64,31 +71,33 @@ pub(crate) struct LsArgs {
 /// Does it.
 pub(crate) async fn run(target: &Target, verb: PeaVerb) -> Result<u8> {
     match verb {
-        PeaVerb::Run(args) => run_one(target, args).await,
+        PeaVerb::Run(args) => run_one(target, *args).await,
         PeaVerb::Ls(args) => list(target, &args).await,
     }
 }
 
 async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
     let client = target.server().await?;
-    let (path, arguments) = program(&args.command);
-    let own_limits = args.own_limits.then(|| Limits {
-        memory_bytes: args.memory,
-        ..Limits::default()
+    if args.share.any() && !args.own_limits {
+        bail!("a share of CPU or disks is for a cgroup of its own: add --own-limits");
+    }
+    let own_limits = args.own_limits.then(|| {
+        args.share.add_to(Limits {
+            memory_bytes: args.memory,
+            ..Limits::default()
+        })
     });
     let spec = ProcessSpec {
-        path,
-        args: arguments,
         env: args.env,
-        user: args.user,
-        dir: args.cwd,
+        bind_mounts: args.volume,
         image: Some(super::image(&args.image)?),
         own_limits,
         disk: args.disk.limit(),
-        ..ProcessSpec::default()
+        pids: args.pids,
+        ..args.process.spec(&args.command)
     };
     let process = client.run(&args.name, &spec, Wanted::ALL).await?;
-    exec::follow(process).await
+    exec::follow(process, args.process.tty).await
 }
 
 async fn list(target: &Target, args: &LsArgs) -> Result<u8> {

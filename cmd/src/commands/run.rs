@@ -1,22 +1,20 @@
 //! `garden run`: a container for one process, from its image to its end.
 
-use std::time::Duration;
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
+use garden::checks::CheckSpec;
 use garden::client::{Client, Wanted};
 use garden::error::Error;
-use garden::model::{Handle, ImageRef, ProcessSpec};
+use garden::model::Handle;
 use tokio::time::Instant;
 
 use super::create::ContainerArgs;
-use super::program;
+use super::health_args::HealthArgs;
+use super::process::ProcessArgs;
+use super::wait;
 use crate::host::HostArgs;
 use crate::reach::Target;
 use crate::streams;
-
-/// Between two health checks.
-const CHECK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Run a command in a new container, and remove the container at its end
 #[derive(Debug, Args)]
@@ -27,21 +25,10 @@ const CHECK_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct RunArgs {
     #[command(flatten)]
     container: ContainerArgs,
-    /// User: name, uid, uid:gid or name:group [default: root]
-    #[arg(long, short, value_name = "USER")]
-    user: Option<String>,
-    /// Working directory, made when missing [default: the user's home]
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
-    /// Image of the health check [default: the container's own]
-    #[arg(long, value_name = "IMAGE", requires = "health_cmd")]
-    health_image: Option<String>,
-    /// Shell command that succeeds when the process is healthy; run as a pea until it does
-    #[arg(long, value_name = "CMD")]
-    health_cmd: Option<String>,
-    /// User of the health check
-    #[arg(long, value_name = "USER", requires = "health_cmd")]
-    health_user: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
+    #[command(flatten)]
+    health: HealthArgs,
     #[command(flatten)]
     host: HostArgs,
     /// The command and its arguments
@@ -64,7 +51,7 @@ pub(crate) async fn run(target: &Target, args: RunArgs) -> Result<u8> {
 async fn with(client: &Client, args: RunArgs) -> Result<u8> {
     let spec = args.container.spec()?;
     super::pull::watch(client, spec.image.as_ref(), args.container.quiet).await?;
-    let check = health(&args)?;
+    let checks = args.health.checks()?;
     // Signals count from here on: what is being made must be removed again.
     let interrupted = streams::interrupted();
     tokio::pin!(interrupted);
@@ -75,7 +62,7 @@ async fn with(client: &Client, args: RunArgs) -> Result<u8> {
     };
     let outcome = match early {
         Some(code) => Ok(code),
-        None => process(client, &handle, &args, check, interrupted).await,
+        None => process(client, &handle, &args, checks, interrupted).await,
     };
     match (outcome, client.destroy(&handle).await) {
         (Err(error), _) => Err(error),
@@ -90,71 +77,39 @@ async fn process(
     client: &Client,
     handle: &Handle,
     args: &RunArgs,
-    check: Option<ProcessSpec>,
+    checks: Vec<CheckSpec>,
     interrupted: impl Future<Output = u8>,
 ) -> Result<u8> {
-    let (path, arguments) = program(&args.command);
-    let spec = ProcessSpec {
-        path,
-        args: arguments,
-        user: args.user.clone(),
-        dir: args.cwd.clone(),
-        ..ProcessSpec::default()
-    };
+    let spec = args.process.spec(&args.command);
     let begun = Instant::now();
     let process = client.run(handle, &spec, Wanted::ALL).await?;
-    let health = check.map(|check| {
+    let health = (!checks.is_empty()).then(|| {
         let (client, handle) = (client.clone(), handle.clone());
-        tokio::spawn(async move { watch(&client, &handle, &check, begun).await })
+        tokio::spawn(async move { watch(&client, &handle, checks, begun).await })
     });
-    let code = streams::follow(process, interrupted).await;
+    let how = streams::How {
+        input: true,
+        terminal: args.process.tty,
+    };
+    let code = streams::follow(process, how, interrupted).await;
     if let Some(health) = health {
         health.abort();
     }
     code
 }
 
-/// The health check as a pea, if one was asked for.
-fn health(args: &RunArgs) -> Result<Option<ProcessSpec>> {
-    let Some(command) = &args.health_cmd else {
-        return Ok(None);
-    };
-    let image: ImageRef =
-        super::image(args.health_image.as_ref().unwrap_or(&args.container.image))?;
-    if command.trim().is_empty() {
-        bail!("the health check is empty: give a shell command with --health-cmd");
-    }
-    Ok(Some(ProcessSpec {
-        path: "/bin/sh".to_owned(),
-        args: vec!["-c".to_owned(), command.clone()],
-        user: args.health_user.clone(),
-        image: Some(image),
-        ..ProcessSpec::default()
-    }))
-}
-
-/// Repeats the check until it succeeds, and says so.
+/// Says so when the container is healthy for the first time.
 #[expect(clippy::print_stderr, reason = "for the person who runs the command")]
-async fn watch(client: &Client, handle: &Handle, check: &ProcessSpec, begun: Instant) {
-    let mut told = false;
-    loop {
-        let outcome = match client.run(handle, check, Wanted::NONE).await {
-            Ok(mut process) => process.wait().await,
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(0) => {
-                eprintln!("garden: healthy after {} ms", begun.elapsed().as_millis());
-                return;
-            }
-            Ok(_) => {}
-            Err(Error::ContainerNotFound(_) | Error::BeingDestroyed(_)) => return,
-            Err(error) if !told => {
-                told = true;
-                eprintln!("garden: the health check cannot be run: {}", error.report());
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(CHECK_PAUSE).await;
+async fn watch(client: &Client, handle: &Handle, checks: Vec<CheckSpec>, begun: Instant) {
+    if let Err(error) = client.set_checks(handle, checks).await {
+        eprintln!("garden: the health check cannot be run: {}", error.report());
+        return;
     }
+    let state = match wait::until_ready(client, handle).await {
+        Ok(0) => "healthy",
+        Ok(_) => "unhealthy",
+        // The container ends: nothing is to be said of its health.
+        Err(_) => return,
+    };
+    eprintln!("garden: {state} after {} ms", begun.elapsed().as_millis());
 }

@@ -4,16 +4,20 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use garden::api;
 use garden::hosting::{Hosted, find_shim};
+use garden::ids;
 use garden::manager::{Options, Unmount, WithoutQuota};
+use garden::policy::{Policy, TcpDefaults};
 use garden_rootfs::plugin::{Plugin, Plugins};
 use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 
+use super::server_limits::ServerLimits;
 use crate::reach::Target;
 use crate::registry::RegistryArgs;
+use crate::settings::ConfigArgs;
 use crate::{streams, values};
 
 /// Run the server; containers outlive it
@@ -55,12 +59,101 @@ pub(crate) struct ServerArgs {
     /// Where the store's file system has no quota: count what is used, or refuse disk limits
     #[arg(long, value_name = "HOW", value_enum, default_value = "account")]
     without_quota: OnNoQuota,
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten, next_help_heading = "Containers and processes")]
+    policy: PolicyArgs,
+    #[command(flatten, next_help_heading = "Limits")]
+    limits: ServerLimits,
     #[command(flatten, next_help_heading = "Collection of unused images")]
     collect: CollectArgs,
     #[command(flatten, next_help_heading = "Image plugins")]
     plugins: PluginArgs,
     #[command(flatten, next_help_heading = "Registries")]
     registry: RegistryArgs,
+}
+
+/// What the operator decides for all containers.
+#[derive(Debug, Args)]
+struct PolicyArgs {
+    /// Refuse privileged containers
+    #[arg(long)]
+    disable_privileged_containers: bool,
+    /// AppArmor profile of unprivileged processes; it must be loaded
+    #[arg(long, value_name = "PROFILE")]
+    apparmor: Option<String>,
+    /// Setuid programs and file capabilities give unprivileged processes nothing
+    #[arg(long)]
+    no_new_privileges: bool,
+    /// Forget a process that has ended, and free its name, once somebody was told of its end
+    #[arg(long)]
+    cleanup_process_dirs_on_wait: bool,
+    /// Destroy containers without a grace time of their own when unused for so long, like 5m
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
+    default_grace_time: Option<Duration>,
+    /// First id on the host for the ids of unprivileged containers from 1 on
+    #[arg(long, visible_alias = "gid-map-start", value_name = "ID")]
+    uid_map_start: Option<u32>,
+    /// How many ids unprivileged containers have [default: all there are]
+    #[arg(long, visible_alias = "gid-map-length", value_name = "N")]
+    uid_map_length: Option<u32>,
+    /// Give each unprivileged container so many ids that no other has, from --uid-map-start on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..))]
+    ids_per_container: Option<u32>,
+    /// Seconds that a TCP connection in a container is idle before it is probed [default: as the
+    /// host has it, like the next ones]
+    #[arg(long, value_name = "SECONDS")]
+    tcp_keepalive_time: Option<u32>,
+    /// Seconds between probes
+    #[arg(long, value_name = "SECONDS")]
+    tcp_keepalive_interval: Option<u32>,
+    /// Probes without an answer until a connection is dropped
+    #[arg(long, value_name = "N")]
+    tcp_keepalive_probes: Option<u32>,
+    /// Retransmissions before the network is asked for another way
+    #[arg(long, value_name = "N")]
+    tcp_retries1: Option<u32>,
+    /// Retransmissions before a connection is dropped
+    #[arg(long, value_name = "N")]
+    tcp_retries2: Option<u32>,
+}
+
+/// Where ranges of ids begin when nobody says: above what hosts give to people and services.
+const FIRST_RANGE: u32 = 100_000;
+
+impl PolicyArgs {
+    fn apply(self, options: &mut Options) -> Result<()> {
+        // 0 is the default in Guardian's words.
+        let length = self.uid_map_length.filter(|length| *length > 0);
+        match self.ids_per_container {
+            None => options.ids = ids::shared(self.uid_map_start.unwrap_or(1), length),
+            Some(size) => {
+                let first = self.uid_map_start.unwrap_or(FIRST_RANGE);
+                let Some(plan) = ids::Plan::fill(first, size) else {
+                    bail!(
+                        "there is no room for {size} ids from {first} on: lower \
+                         --ids-per-container or --uid-map-start"
+                    );
+                };
+                options.id_ranges = Some(plan);
+            }
+        }
+        let given = |value: Option<u32>| value.filter(|value| *value > 0);
+        options.policy = Policy {
+            no_new_privileges: self.no_new_privileges,
+            apparmor: self.apparmor.filter(|profile| !profile.is_empty()),
+            disable_privileged: self.disable_privileged_containers,
+            forget_waited: self.cleanup_process_dirs_on_wait,
+            tcp: TcpDefaults {
+                keepalive_time: given(self.tcp_keepalive_time),
+                keepalive_interval: given(self.tcp_keepalive_interval),
+                keepalive_probes: given(self.tcp_keepalive_probes),
+                retries1: given(self.tcp_retries1),
+                retries2: given(self.tcp_retries2),
+            },
+        };
+        Ok(())
+    }
 }
 
 /// What becomes of disk limits that cannot be enforced.
@@ -150,6 +243,13 @@ impl PluginArgs {
     }
 }
 
+impl ServerArgs {
+    /// Whether the values can be used, as far as nothing needs to be started to know.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.registry.policy().map(drop)
+    }
+}
+
 /// Serves until SIGINT or SIGTERM.
 pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     let mut options = Options::new(
@@ -167,10 +267,19 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     options.plugins = args.plugins.plugins();
     options.registry = args.registry.policy()?;
     options.collect = args.collect.policy();
+    args.limits.apply(&mut options);
     if args.sync_unmount {
         options.unmount = Unmount::Sync;
     }
-    let hosted = Hosted::start(options, &target.socket, api::Options::default()).await?;
+    let serving = api::Options {
+        default_grace_time: args
+            .policy
+            .default_grace_time
+            .filter(|time| !time.is_zero()),
+        ..api::Options::default()
+    };
+    args.policy.apply(&mut options)?;
+    let hosted = Hosted::start(options, &target.socket, serving).await?;
     tracing::info!(socket = %target.socket.display(), "serving");
     streams::interrupted().await;
     tracing::info!("ending; containers run on");

@@ -4,7 +4,8 @@
 //! its user, but still every capability of its user namespace. The order matters and is the
 //! security of the thing:
 //!
-//! 0. for a container's init: the loopback interface of the new network namespace,
+//! 0. for a container's init: the loopback interface and the settings of the new namespaces;
+//!    for others the terminal, while root's rights over it are held,
 //! 1. the working directory (made if asked for) while it can still be entered,
 //! 2. the cgroups: from here on the container's limits apply, and not earlier,
 //! 3. resource limits,
@@ -28,7 +29,7 @@ use libcontainer::workload::{
 
 use crate::failure::{Result, Step as _, other};
 use crate::seccomp::Program;
-use crate::sys;
+use crate::{sys, terminal};
 
 /// What the executor does; descriptors by number, because it crosses libcontainer's clones.
 #[derive(Clone)]
@@ -43,6 +44,10 @@ pub(crate) struct GardenExecutor {
     pub(crate) capabilities: LinuxCapabilities,
     /// Resource limits: number, soft and hard value.
     pub(crate) limits: Vec<(rustix::process::Resource, u64)>,
+    /// Settings of the new namespaces of a container's init: name and value.
+    pub(crate) sysctls: Vec<(String, String)>,
+    /// The size of its terminal, if it has one.
+    pub(crate) terminal: Option<(u16, u16)>,
     /// The working directory.
     pub(crate) directory: String,
     /// Whether it is made when missing.
@@ -78,6 +83,15 @@ impl GardenExecutor {
         if self.init.is_some() {
             sys::raise_loopback().step("cannot bring the loopback interface up")?;
         }
+        for (name, value) in &self.sysctls {
+            // Of the procfs that has just been mounted for the container.
+            let path = format!("/proc/sys/{}", name.replace('.', "/"));
+            std::fs::write(path, value).step(&format!("cannot set {name} to {value}"))?;
+        }
+        if let Some(size) = self.terminal {
+            let user = process.user().uid();
+            terminal::hand_over(size, user).step("cannot hand the terminal over")?;
+        }
         self.enter_directory()?;
         for file in &self.cgroups {
             rustix::io::write(sys::borrow(*file), b"0").step("cannot join the cgroup")?;
@@ -108,7 +122,11 @@ impl GardenExecutor {
             ),
         };
         if self.make_directory {
-            std::fs::create_dir_all(&self.directory).map_err(failed)?;
+            match std::fs::create_dir_all(&self.directory) {
+                // Something is there; entering it tells what is wrong with it, if anything is.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(failed)?,
+            }
         }
         std::env::set_current_dir(&self.directory).map_err(failed)?;
         // A directory that leaked in from the host would be outside this root; the kernel says

@@ -13,12 +13,14 @@
 
 mod executor;
 mod failure;
+mod probe;
 mod process;
 mod record;
 mod seccomp;
 mod stage;
 mod supervisor;
 mod sys;
+mod terminal;
 mod unpack;
 mod userns;
 mod worker;

@@ -12,8 +12,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, FromShim, Kind, PROTOCOL, PacketError, Request, Role, Start,
-    Unpack,
+    Answer, Envelope, ExitRecord, FromShim, Kind, PROTOCOL, PacketError, Probe, Request, Role,
+    Start, Unpack,
 };
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
@@ -22,7 +22,7 @@ use crate::failure::{Result, Step as _, other};
 use crate::process::{Process, oom_kills};
 use crate::seccomp::Program;
 use crate::worker::{self, Report};
-use crate::{record, sys, unpack};
+use crate::{probe, record, sys, terminal, unpack};
 
 /// Namespaces that a pod shares, by their names in `/proc/<pid>/ns` and in the OCI spec.
 const NAMESPACES: [(&str, &str); 6] = [
@@ -69,6 +69,7 @@ enum Work {
         descriptors: Vec<OwnedFd>,
     },
     Unpack,
+    Probe,
 }
 
 enum Ready {
@@ -211,10 +212,15 @@ impl Supervisor {
                     Err(failure) => Answer::Failed(failure),
                 }
             }
+            Request::Probe(probe) => match self.probe(connection, sequence, &probe) {
+                Ok(()) => return,
+                Err(failure) => Answer::Failed(failure),
+            },
             Request::Streams { id } => return self.streams(connection, sequence, &id),
             Request::Hello { .. } => Answer::Hello {
                 protocol: PROTOCOL,
                 processes: self.processes.values().map(Process::state).collect(),
+                probes: true,
             },
             Request::Signal { id, signal } => answer(self.signal(&id, signal)),
             Request::CloseStdin { id } => answer(self.close_stdin(&id)),
@@ -242,7 +248,7 @@ impl Supervisor {
         let known = self.processes.contains_key(&start.id)
             || self.pending.iter().any(|pending| match &pending.work {
                 Work::Start { start: other, .. } => other.id == start.id,
-                Work::Unpack => false,
+                Work::Unpack | Work::Probe => false,
             });
         if known {
             return Err(other(format!("process ID '{}' already in use", start.id)));
@@ -297,6 +303,18 @@ impl Supervisor {
         Ok(())
     }
 
+    fn probe(&mut self, connection: u64, sequence: u64, probe: &Probe) -> Result<()> {
+        let namespaces = &self.namespaces;
+        let report = fork_worker(None, |report| probe::main(probe, namespaces, report))?;
+        self.pending.push(Pending {
+            report,
+            connection,
+            sequence,
+            work: Work::Probe,
+        });
+        Ok(())
+    }
+
     fn worker_reported(&mut self, index: usize) {
         let Some(report) = self
             .pending
@@ -312,7 +330,19 @@ impl Supervisor {
         let answer = match received {
             Ok(received) => match (received.value, pending.work) {
                 (Report::Failed(failure), _) => Answer::Failed(failure),
-                (Report::Running(_), Work::Unpack) => Answer::Done,
+                (Report::Running(_), Work::Unpack | Work::Probe) => Answer::Done,
+                (
+                    Report::Probed {
+                        passed,
+                        message,
+                        at_ns,
+                    },
+                    _,
+                ) => Answer::Probed {
+                    passed,
+                    message,
+                    at_ns,
+                },
                 (Report::Running(pid), Work::Start { start, descriptors }) => {
                     let master = received.descriptors.into_iter().next();
                     match self.track(&start, pid, descriptors, master) {
@@ -381,7 +411,7 @@ impl Supervisor {
         let mut copy = None;
         if let Some(master) = master {
             if let Some((columns, rows)) = start.terminal {
-                requests::set_size(&master, columns, rows)
+                terminal::set_size(&master, columns, rows)
                     .step("cannot set the terminal's size")?;
             }
             copy = Some(
@@ -427,10 +457,11 @@ impl Supervisor {
 
     /// Reaps workers, libcontainer's intermediate processes and adopted orphans.
     ///
-    /// Only while no worker is at work: until its report has come, one of the strangers may be
-    /// the process that it reports.
+    /// Only while no worker is at work that starts one: until its report has come, one of the
+    /// strangers may be the process that it reports. (Probes may be at work all the time.)
     fn reap_strangers(&mut self) {
-        if !self.pending.is_empty() {
+        let starting = |pending: &Pending| !matches!(pending.work, Work::Probe);
+        if self.pending.iter().any(starting) {
             return;
         }
         loop {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd, 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use garden_wire::{Failure, Kind, POD_NAMESPACES, Role, Start};
+use garden_wire::{Failure, FailureKind, Kind, POD_NAMESPACES, Role, Start};
 use libcontainer::notify_socket::{NotifyListener, NotifySocket};
 use libcontainer::oci_spec::runtime::{
     Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxIdMapping, LinuxNamespaceType,
@@ -31,6 +31,15 @@ pub(crate) enum Report {
     Running(i32),
     /// It does not.
     Failed(Failure),
+    /// What a probe has found; see [`garden_wire::Answer::Probed`].
+    Probed {
+        /// Whether that is as expected.
+        passed: bool,
+        /// The same for a person.
+        message: String,
+        /// When that was known.
+        at_ns: u64,
+    },
 }
 
 /// What a worker is given, beside the request.
@@ -163,6 +172,8 @@ fn prepare(
     linux.set_uid_mappings(None).set_gid_mappings(None);
     linux.set_cgroups_path(Some(PathBuf::from(stage::DECOY_CGROUP)));
     linux.set_resources(None);
+    let sysctls = linux.sysctl().clone().unwrap_or_default();
+    linux.set_sysctl(None);
     spec.set_linux(Some(linux));
 
     let mut process = spec
@@ -177,7 +188,9 @@ fn prepare(
 
     let mut raised = Vec::new();
     for limit in &limits {
-        raised.push((resource(limit.typ())?, limit.hard()));
+        let resource = resource(limit.typ())?;
+        allow(resource, limit.hard())?;
+        raised.push((resource, limit.hard()));
     }
     let executor = GardenExecutor {
         init: (start.kind == Kind::Init).then(|| inputs.init.as_raw_fd()),
@@ -185,6 +198,8 @@ fn prepare(
         seccomp: start.seccomp.then(|| Rc::clone(inputs.seccomp)),
         capabilities: capability_sets(&start.capabilities)?,
         limits: raised,
+        sysctls: sysctls.into_iter().collect(),
+        terminal: start.terminal,
         directory,
         make_directory: start.make_cwd,
         report,
@@ -338,6 +353,28 @@ fn capability_sets(names: &[String]) -> Result<LinuxCapabilities> {
         .ambient(Capabilities::new())
         .build()
         .step("cannot build the capability sets")
+}
+
+/// Makes room for a resource limit. In a user namespace a process can only lower its limits, so
+/// that this one's own, which it inherits, must not be the lower ones.
+fn allow(resource: rustix::process::Resource, wanted: u64) -> Result<()> {
+    let own = rustix::process::getrlimit(resource);
+    let Some(hard) = own.maximum.filter(|hard| wanted > *hard) else {
+        return Ok(());
+    };
+    let raised = rustix::process::Rlimit {
+        current: own.current,
+        maximum: Some(wanted),
+    };
+    rustix::process::setrlimit(resource, raised).map_err(|errno| Failure {
+        kind: FailureKind::ResourceLimit,
+        message: format!(
+            "the resource limit {} of {wanted} is above the server's own of {hard}, which \
+             it may not raise ({errno}): ask for less, or give the server CAP_SYS_RESOURCE and, \
+             for open files, a higher sysctl fs.nr_open",
+            format!("{resource:?}").to_lowercase()
+        ),
+    })
 }
 
 fn resource(kind: PosixRlimitType) -> Result<rustix::process::Resource> {

@@ -15,10 +15,13 @@ use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
+use crate::checks::{CheckSpec, HealthStatus};
 use crate::error::Error;
+use crate::events::{EventFilter, EventStream};
 use crate::model::{
-    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, Metrics, NetOutRule,
-    PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage, TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
+    Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage,
+    TeardownStatus,
 };
 use crate::process::Attachment;
 
@@ -40,6 +43,15 @@ pub struct StreamIn {
     pub destination: String,
     /// The files.
     pub tar: TarStream,
+}
+
+/// How the host's kernel counts a share of the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuScale {
+    /// cgroup v1: 2 to 262144.
+    Shares,
+    /// cgroup v2: 1 to 10000.
+    Weight,
 }
 
 /// A manager of containers.
@@ -144,6 +156,24 @@ pub trait Backend: Send + Sync + 'static {
     /// The limits of a container.
     fn limits(&self, handle: &Handle) -> impl Future<Output = Result<Limits, Error>> + Send;
 
+    /// The limits of a container, with what the kernel has of them.
+    fn limits_in_force(
+        &self,
+        handle: &Handle,
+    ) -> impl Future<Output = Result<LimitsInForce, Error>> + Send;
+
+    /// Changes limits of a container that runs; returns those that hold then.
+    fn change_limits(
+        &self,
+        handle: &Handle,
+        change: LimitsChange,
+    ) -> impl Future<Output = Result<Limits, Error>> + Send;
+
+    /// In which scale Guardian's clients expect to be told the CPU share.
+    fn cpu_scale(&self) -> CpuScale {
+        CpuScale::Shares
+    }
+
     /// Maps a port into a container; returns the mapping with what was allocated.
     fn net_in(
         &self,
@@ -165,6 +195,29 @@ pub trait Backend: Send + Sync + 'static {
         image: ImageRef,
         progress: mpsc::Sender<PullProgress>,
     ) -> impl Future<Output = Result<PulledImage, Error>> + Send;
+
+    /// What the health checks of a container say.
+    fn health(&self, handle: &Handle) -> impl Future<Output = Result<HealthStatus, Error>> + Send;
+
+    /// Replaces all health checks of a container: all or, with an error, none of them.
+    fn set_checks(
+        &self,
+        handle: &Handle,
+        checks: Vec<CheckSpec>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes a health check; one that is not there is an error.
+    fn remove_check(
+        &self,
+        handle: &Handle,
+        name: &str,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// What happens, and what has happened. Nobody waits for whoever reads it.
+    fn events(
+        &self,
+        filter: EventFilter,
+    ) -> impl Future<Output = Result<EventStream, Error>> + Send;
 
     /// What is left to clean up.
     fn teardown(&self) -> impl Future<Output = Result<TeardownStatus, Error>> + Send;

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use super::backend::Backend;
+use super::backend::{Backend, CpuScale};
 use super::error::{ApiError, KIND_HEADER};
 use super::grace::{Doomed, Grace, Touch};
 use super::head::MAX_BODY;
@@ -28,7 +28,7 @@ use super::server::Options;
 use super::session::Context;
 use super::streams::Streams;
 use super::wire::{self, WireHandle, WireHandles, WireNetOutRule, WirePorts, WireStop, WireValue};
-use super::{bulk, files, own, pull};
+use super::{bulk, events, files, health, own, own_limits, pull};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle, NetOutRule};
 
@@ -197,7 +197,17 @@ async fn answer<B: Backend>(
             shared.destroy(&parse_handle(&handle)?).await?;
             done()
         }
+        Route::Events => events::stream(&shared, &parameters).await,
+        Route::Health(_)
+        | Route::SetHealth(_)
+        | Route::RemoveHealth(_)
+        | Route::RemoveCheck(..) => health::answer(&**backend, route, request).await,
         Route::Pull => pull::pull(&shared, read(request).await?).await,
+        Route::AllLimits(handle) => own_limits::limits(&shared, &handle).await,
+        Route::ChangeLimits(handle) => {
+            own_limits::change(&shared, &handle, read(request).await?).await
+        }
+        Route::Usage(handle) => own_limits::metrics(&shared, &handle).await,
         other => own::answer(&shared, other, &parameters).await,
     }
 }
@@ -275,7 +285,12 @@ async fn limits<B: Backend>(
     handle: &Handle,
     answer: impl FnOnce(wire::WireLimits) -> Answer,
 ) -> Answer {
-    answer((&shared.backend.limits(handle).await?).into())
+    let mut all = shared.backend.limits(handle).await?;
+    if shared.backend.cpu_scale() == CpuScale::Weight {
+        // Guardian tells the kernel's number, in whatever scale that is.
+        all.cpu_shares = all.cpu_shares.map(crate::cgroup::weight_of_shares);
+    }
+    answer((&all).into())
 }
 
 async fn properties<B: Backend>(
@@ -319,7 +334,7 @@ async fn body(request: Request<Incoming>) -> Result<Bytes, ApiError> {
     Ok(whole.map_err(lost)?.to_bytes())
 }
 
-async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ApiError> {
+pub(super) async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ApiError> {
     Ok(wire::decode_request(&body(request).await?)?)
 }
 

@@ -13,6 +13,7 @@ use super::backend::{Backend, Filters};
 use super::error::ApiError;
 use super::handlers::{Answer, Shared, json, parse_handle};
 use super::routes::Route;
+use crate::checks::health::HealthState;
 use crate::error::Error;
 use crate::model::{ContainerInfo, Handle, ProcessInfo};
 
@@ -43,6 +44,9 @@ pub struct PsContainer {
     pub privileged: bool,
     /// Its processes and peas that have not ended.
     pub processes: Vec<ProcessInfo>,
+    /// What its health checks say, if it has any.
+    #[serde(default)]
+    pub health: Option<HealthState>,
 }
 
 /// Reply to `GET /garden/v1/containers/:handle/peas`.
@@ -106,6 +110,7 @@ impl PsContainer {
             image: info.image,
             privileged: info.privileged,
             processes: info.processes,
+            health: info.health,
         }
     }
 }

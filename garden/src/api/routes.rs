@@ -48,9 +48,17 @@ pub(super) enum Route {
     // Those of our own.
     Ps,
     Peas(String),
+    AllLimits(String),
+    ChangeLimits(String),
+    Usage(String),
     Teardown,
     TeardownWait,
     Pull,
+    Events,
+    Health(String),
+    SetHealth(String),
+    RemoveHealth(String),
+    RemoveCheck(String, String),
 }
 
 /// A request that the server does not know.
@@ -143,9 +151,17 @@ impl Route {
             Self::Output(..) => "output",
             Self::Ps => "ps",
             Self::Peas(_) => "peas",
+            Self::AllLimits(_) => "limits",
+            Self::ChangeLimits(_) => "change-limits",
+            Self::Usage(_) => "usage",
             Self::Teardown => "teardown",
             Self::TeardownWait => "teardown-wait",
             Self::Pull => "pull",
+            Self::Events => "events",
+            Self::Health(_) => "health",
+            Self::SetHealth(_) => "set-health",
+            Self::RemoveHealth(_) => "remove-health",
+            Self::RemoveCheck(..) => "remove-check",
         }
     }
 }
@@ -163,9 +179,26 @@ fn find(method: &str, segments: &[&str]) -> Option<Route> {
         ("GET", ["garden", "v1", "teardown"]) => Some(Route::Teardown),
         ("POST", ["garden", "v1", "teardown", "wait"]) => Some(Route::TeardownWait),
         ("POST", ["garden", "v1", "pull"]) => Some(Route::Pull),
-        ("GET", ["garden", "v1", "containers", handle, "peas"]) => Some(Route::Peas(name(handle)?)),
+        ("GET", ["garden", "v1", "events"]) => Some(Route::Events),
+        (_, ["garden", "v1", "containers", handle, rest @ ..]) => {
+            own_of_container(method, name(handle)?, rest)
+        }
         _ => None,
     }
+}
+
+fn own_of_container(method: &str, handle: String, rest: &[&str]) -> Option<Route> {
+    Some(match (method, rest) {
+        ("GET", ["peas"]) => Route::Peas(handle),
+        ("GET", ["limits"]) => Route::AllLimits(handle),
+        ("PUT", ["limits"]) => Route::ChangeLimits(handle),
+        ("GET", ["metrics"]) => Route::Usage(handle),
+        ("GET", ["health"]) => Route::Health(handle),
+        ("PUT", ["health"]) => Route::SetHealth(handle),
+        ("DELETE", ["health"]) => Route::RemoveHealth(handle),
+        ("DELETE", ["health", check]) => Route::RemoveCheck(handle, name(check)?),
+        _ => return None,
+    })
 }
 
 fn of_container(method: &str, handle: String, rest: &[&str]) -> Option<Route> {

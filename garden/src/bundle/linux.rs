@@ -1,6 +1,10 @@
-//! Rules: masked paths and id maps.
+//! Rules: masked paths, id maps and device nodes.
 
-use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
+use std::path::PathBuf;
+
+use oci_spec::runtime::{
+    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxIdMapping, LinuxIdMappingBuilder,
+};
 
 use super::{IdRange, invalid};
 use crate::error::Error;
@@ -24,6 +28,24 @@ pub(super) fn masked_paths(privileged: bool) -> Vec<String> {
         return Vec::new();
     }
     MASKED.iter().map(|path| (*path).to_owned()).collect()
+}
+
+/// Nodes beside the usual ones: FUSE, for who may mount.
+pub(super) fn devices(privileged: bool) -> Result<Vec<LinuxDevice>, Error> {
+    if !privileged {
+        return Ok(Vec::new());
+    }
+    let fuse = LinuxDeviceBuilder::default()
+        .path(PathBuf::from("/dev/fuse"))
+        .typ(LinuxDeviceType::C)
+        .major(10)
+        .minor(229)
+        .file_mode(0o666_u32)
+        .uid(0_u32)
+        .gid(0_u32)
+        .build()
+        .map_err(invalid)?;
+    Ok(vec![fuse])
 }
 
 pub(super) fn id_mappings(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>, Error> {

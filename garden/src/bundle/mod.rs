@@ -43,8 +43,12 @@ pub struct ContainerInput<'a> {
     pub ids: &'a [IdRange],
     /// Its bind mounts, as the shim will have staged them.
     pub binds: &'a [StagedBind],
+    /// Whether its view of its cgroups is several bind mounts, which need a place to be.
+    pub cgroup_tmpfs: bool,
     /// Whether its root filesystem is read-only.
     pub read_only: bool,
+    /// Settings of its namespaces, by name. Not looked at for a pea, which has none of its own.
+    pub sysctls: HashMap<String, String>,
 }
 
 /// The specification of a container's init.
@@ -56,7 +60,8 @@ pub fn init(container: &ContainerInput<'_>, process: &ProcessInput<'_>) -> Resul
         .namespaces(namespaces::own(container.privileged))
         .masked_paths(linux::masked_paths(container.privileged))
         .readonly_paths(Vec::<String>::new())
-        .sysctl(HashMap::<String, String>::new());
+        .devices(linux::devices(container.privileged)?)
+        .sysctl(container.sysctls.clone());
     let linux = if container.privileged {
         linux
     } else {
@@ -103,6 +108,7 @@ pub fn pea(container: &ContainerInput<'_>, process: &ProcessInput<'_>) -> Result
         ))
         .masked_paths(linux::masked_paths(container.privileged))
         .readonly_paths(Vec::<String>::new())
+        .devices(linux::devices(container.privileged)?)
         .build()
         .map_err(invalid)?;
     SpecBuilder::default()
@@ -145,7 +151,9 @@ mod tests {
             hostname: "h",
             ids: IDS,
             binds: &[],
+            cgroup_tmpfs: false,
             read_only: false,
+            sysctls: HashMap::new(),
         }
     }
 

@@ -52,9 +52,17 @@ const DEFAULTS: [(&str, &str, &[&str]); 6] = [
     ("/proc", "proc", &["nosuid", "noexec", "nodev"]),
 ];
 
+/// Where a view of v1 hierarchies is mounted: one directory for each controller.
+const CGROUPS: (&str, &str, &[&str]) = (
+    "/sys/fs/cgroup",
+    "tmpfs",
+    &["nosuid", "noexec", "nodev", "mode=755", "size=64k"],
+);
+
 pub(super) fn all(container: &ContainerInput<'_>) -> Result<Vec<Mount>, Error> {
-    let mut mounts = Vec::with_capacity(DEFAULTS.len() + container.binds.len());
-    for (destination, kind, options) in DEFAULTS {
+    let mut mounts = Vec::with_capacity(DEFAULTS.len() + 1 + container.binds.len());
+    let cgroups = container.cgroup_tmpfs.then_some(CGROUPS);
+    for (destination, kind, options) in DEFAULTS.into_iter().chain(cgroups) {
         mounts.push(
             MountBuilder::default()
                 .destination(destination)

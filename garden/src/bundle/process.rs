@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 use super::invalid;
 use crate::error::Error;
 use crate::model::Rlimit;
+use crate::policy::Confinement;
 
 /// What the rule knows of a process: everything is resolved already.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +30,8 @@ pub struct ProcessInput<'a> {
     pub rlimits: &'a [Rlimit],
     /// Whether it has a terminal.
     pub terminal: bool,
+    /// What confines it further.
+    pub confinement: Confinement<'a>,
 }
 
 pub(super) fn build(input: &ProcessInput<'_>) -> Result<Process, Error> {
@@ -54,7 +57,10 @@ pub(super) fn build(input: &ProcessInput<'_>) -> Result<Process, Error> {
         .build()
         .map_err(invalid)?;
     // The builder's own defaults, which are not Garden's.
-    process.set_capabilities(None).set_no_new_privileges(None);
+    process
+        .set_capabilities(None)
+        .set_no_new_privileges(input.confinement.no_new_privileges.then_some(true))
+        .set_apparmor_profile(input.confinement.apparmor.map(str::to_owned));
     Ok(process)
 }
 

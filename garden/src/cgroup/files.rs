@@ -6,24 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::host::Hierarchy;
-use super::{CgroupError, Devices, failed};
-use crate::model::Limits;
-
-/// Nodes that every container may use; `m` everywhere: a node may be made, though not opened.
-const COMMON_DEVICES: [&str; 10] = [
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",
-    "c 1:8 rwm",
-    "c 1:7 rwm",
-    "c 5:0 rwm",
-    "c 1:5 rwm",
-    "c 1:9 rwm",
-    "c 136:* rwm",
-    "c 5:2 rwm",
-];
-const TUN: &str = "c 10:200 rwm";
-const FUSE: &str = "c 10:229 rwm";
+use super::limit::missing_controller;
+use super::{CgroupError, Devices, devices, failed};
 
 /// Makes a directory and its parents; they may exist.
 pub(super) fn make(path: &Path) -> Result<(), CgroupError> {
@@ -52,14 +36,24 @@ pub(super) fn make_new(path: &Path) -> Result<(), CgroupError> {
     std::fs::create_dir(path).map_err(failed("make the cgroup", path))
 }
 
-fn put(path: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
-    let path = path.join(file);
+/// Writes a value into one of a group's files.
+pub(super) fn put(path: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
     // Without O_CREAT and O_TRUNC, which these files do not know.
     OpenOptions::new()
         .write(true)
-        .open(&path)
+        .open(path.join(file))
         .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(failed("write to", &path))
+        .map_err(|error| missing_controller(path, file, error))
+}
+
+/// Reads one of a group's files; `None` when it is not there.
+pub(super) fn read(path: &Path, file: &str) -> Option<String> {
+    std::fs::read_to_string(path.join(file)).ok()
+}
+
+/// Reads one of a group's files that holds a number; `None` also for `max`.
+pub(super) fn read_number(path: &Path, file: &str) -> Option<u64> {
+    read(path, file)?.trim().parse().ok()
 }
 
 /// What the parent of all groups needs once.
@@ -72,101 +66,33 @@ pub(super) fn prepare_parent(hierarchy: &Hierarchy, path: &Path) -> Result<(), C
     }
     if hierarchy.has("devices") && !hierarchy.unified {
         for kind in [Devices::Unprivileged, Devices::Privileged] {
-            let group = path.join(devices_group(kind));
+            let group = path.join(devices::group(kind));
             make(&group)?;
-            restrict_devices(&group, kind)?;
+            devices::restrict(&group, kind)?;
         }
     }
     Ok(())
 }
 
-/// The name of the shared group that restricts devices.
-pub(super) fn devices_group(kind: Devices) -> &'static str {
-    match kind {
-        Devices::Unprivileged => "unprivileged",
-        Devices::Privileged => "privileged",
-    }
-}
+/// What groups are limited and measured by. Each further controller costs every create.
+const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 
-fn restrict_devices(path: &Path, kind: Devices) -> Result<(), CgroupError> {
-    // Written by an earlier server already, and perhaps in use: writing again would open a gap.
-    let current = std::fs::read_to_string(path.join("devices.list")).unwrap_or_default();
-    if !current.starts_with("a ") {
-        return Ok(());
-    }
-    put(path, "devices.deny", "a")?;
-    let fuse = matches!(kind, Devices::Privileged).then_some(FUSE);
-    for rule in COMMON_DEVICES.into_iter().chain([TUN]).chain(fuse) {
-        put(path, "devices.allow", rule)?;
-    }
-    Ok(())
-}
-
-/// Hands every controller of a v2 group to its children, as far as the kernel lets it.
+/// Hands the controllers of a v2 group to its children, as far as the kernel lets it.
 pub(super) fn delegate(path: &Path) {
-    let available = std::fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
-    for controller in available.split_whitespace() {
+    let available = read(path, "cgroup.controllers").unwrap_or_default();
+    let wanted: Vec<String> = available
+        .split_whitespace()
+        .filter(|controller| CONTROLLERS.contains(controller))
+        .map(|controller| format!("+{controller}"))
+        .collect();
+    if wanted.is_empty() || put(path, "cgroup.subtree_control", &wanted.join(" ")).is_ok() {
+        return;
+    }
+    for controller in wanted {
         // One by one: the kernel refuses a list as a whole for one controller's sake. What is
         // missing in the end is noticed by the limit that needs it.
-        let _ = put(path, "cgroup.subtree_control", &format!("+{controller}"));
+        let _ = put(path, "cgroup.subtree_control", &controller);
     }
-}
-
-/// Sets the limits that do not slow the set-up.
-pub(super) fn limit(
-    hierarchy: &Hierarchy,
-    path: &Path,
-    limits: &Limits,
-) -> Result<(), CgroupError> {
-    if let Some(bytes) = limits.memory_bytes.filter(|_| hierarchy.has("memory")) {
-        let bytes = bytes.min(i64::MAX.unsigned_abs()).to_string();
-        if hierarchy.unified {
-            put(path, "memory.max", &bytes)?;
-            if path.join("memory.swap.max").exists() {
-                put(path, "memory.swap.max", "0")?;
-            }
-        } else {
-            put(path, "memory.limit_in_bytes", &bytes)?;
-            if path.join("memory.memsw.limit_in_bytes").exists() {
-                put(path, "memory.memsw.limit_in_bytes", &bytes)?;
-            }
-        }
-    }
-    if let Some(pids) = limits.pids.filter(|_| hierarchy.has("pids")) {
-        put(path, "pids.max", &pids.to_string())?;
-    }
-    Ok(())
-}
-
-/// Sets the CPU share.
-pub(super) fn limit_cpu(
-    hierarchy: &Hierarchy,
-    path: &Path,
-    limits: &Limits,
-) -> Result<(), CgroupError> {
-    match limits.cpu_shares {
-        None => Ok(()),
-        Some(shares) if hierarchy.unified => {
-            put(path, "cpu.weight", &weight_of_shares(shares).to_string())
-        }
-        Some(shares) => put(path, "cpu.shares", &shares.to_string()),
-    }
-}
-
-/// v1 shares (2 to 262144) as a v2 weight (1 to 10000) so that 1024 becomes 100 and the ends
-/// meet the ends: a quadratic in the logarithm of the shares.
-pub(super) fn weight_of_shares(shares: u64) -> u64 {
-    let shares = shares.clamp(2, 262_144);
-    #[expect(clippy::cast_precision_loss, reason = "18 bits fit a double exactly")]
-    let log = (shares as f64).log2();
-    let exponent = log.mul_add(log, 125.0 * log) / 612.0 - 7.0 / 34.0;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "1 to 10000"
-    )]
-    let weight = 10_f64.powf(exponent).ceil() as u64;
-    weight.clamp(1, 10_000)
 }
 
 /// Opens the file by which a process moves itself into this v1 group, by writing `0`.
@@ -182,11 +108,27 @@ pub(super) fn open_tasks(path: &Path) -> Result<OwnedFd, CgroupError> {
         .map_err(failed("open", &file))
 }
 
+/// Opens the file by which a process moves itself into this v2 group, by writing `0`.
+pub(super) fn open_procs(path: &Path) -> Result<OwnedFd, CgroupError> {
+    let file = path.join("cgroup.procs");
+    OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .map(OwnedFd::from)
+        .map_err(failed("open", &file))
+}
+
 /// Opens a v2 group for a process to be born in.
 pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, CgroupError> {
     File::open(path)
         .map(OwnedFd::from)
         .map_err(failed("open", path))
+}
+
+/// Opens one of a group's files for reading.
+pub(super) fn open_file(path: &Path, file: &str) -> Result<File, CgroupError> {
+    let path = path.join(file);
+    File::open(&path).map_err(failed("open", &path))
 }
 
 /// Opens the file with the `oom_kill` counter.
@@ -272,30 +214,5 @@ pub(super) fn remove_tree(path: &Path) -> Result<(), CgroupError> {
             Err(failed("remove the cgroup", path)(error))
         }
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_become_weights_as_the_field_converts_them() {
-        let expected = [
-            (2, 1),
-            (10, 4),
-            (100, 17),
-            (128, 21),
-            (256, 35),
-            (512, 59),
-            (1000, 99),
-            (1024, 100),
-            (2048, 174),
-            (8192, 532),
-            (262_144, 10_000),
-        ];
-        for (shares, weight) in expected {
-            assert_eq!(weight_of_shares(shares), weight, "{shares} shares");
-        }
     }
 }

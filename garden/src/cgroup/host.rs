@@ -1,7 +1,9 @@
 //! Which cgroup hierarchies the host has, read once from the mount table.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use super::base;
 
 /// Controllers that every group needs a directory of its own for.
 const PER_GROUP: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", "blkio"];
@@ -9,7 +11,7 @@ const PER_GROUP: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", "blkio"];
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchy {
-    /// Where it is mounted.
+    /// Where it is mounted; of cgroup v2 the part that this server may use.
     pub path: PathBuf,
     /// Whether it is cgroup v2.
     pub unified: bool,
@@ -22,6 +24,20 @@ impl Hierarchy {
     pub fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|own| own == controller)
     }
+}
+
+/// Which part of a hierarchy is mounted at a place: the fourth field of proc_pid_mountinfo(5).
+fn mount_root(table: &str, place: &Path) -> String {
+    let fields = table.lines().map(|line| line.split(' '));
+    let found = fields.filter_map(|mut fields| {
+        let root = fields.nth(3)?;
+        (Path::new(fields.next()?) == place).then_some(root)
+    });
+    // A later mount covers an earlier one.
+    found
+        .fold(None, |_, root| Some(root))
+        .unwrap_or("/")
+        .to_owned()
 }
 
 /// All hierarchies of the host.
@@ -42,6 +58,7 @@ impl Hierarchies {
         let table = std::fs::read_to_string("/proc/self/mountinfo")?;
         let mut found = Self::parse(&table);
         if let Some(unified) = &mut found.unified {
+            unified.path = base::find(&unified.path, &mount_root(&table, &unified.path));
             let controllers = unified.path.join("cgroup.controllers");
             let text = std::fs::read_to_string(controllers).unwrap_or_default();
             unified.controllers = text.split_whitespace().map(str::to_owned).collect();
@@ -109,6 +126,11 @@ impl Hierarchies {
             .iter()
             .filter(|hierarchy| PER_GROUP.iter().any(|controller| hierarchy.has(controller)));
         self.unified.iter().chain(limiting)
+    }
+
+    /// Whether any hierarchy manages this.
+    pub fn has(&self, controller: &str) -> bool {
+        self.used().any(|hierarchy| hierarchy.has(controller))
     }
 
     /// The v1 hierarchy for device access, whose groups are shared.

@@ -14,11 +14,19 @@
 //! Garden writes these files itself: they are on the path of every create and every exit.
 //! A process joins v1 groups as its own last step before it becomes the user's program, through the
 //! open files of [`Group::joins`], so that limits neither slow nor count its set-up. Into a v2 group
-//! it is born ([`Group::directory`]): moving there later would wait for an RCU grace period. All
+//! it is born ([`Group::directory`]): moving there later would wait for an RCU grace period. Only
+//! where limits are so tight that its set-up would hit them does it move, which then costs less. All
 //! calls here block (a removal may wait for the kernel): run them on worker threads.
 
+mod base;
+mod control;
+mod devices;
 mod files;
 mod host;
+mod limit;
+mod oom;
+mod usage;
+mod weight;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,27 +35,85 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use host::{Hierarchies, Hierarchy};
+pub use oom::{Alarm, Listening};
+pub use usage::{MemoryUsage, Usage};
+pub(crate) use weight::weight_of_shares;
 
-use crate::model::Limits;
+use crate::model::{IoLimits, Limits};
+use limit::When;
 
-/// Where the kernel refused.
+/// Why a group is not as it should be.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {doing} {}", path.display())]
-pub struct CgroupError {
-    doing: &'static str,
-    path: PathBuf,
-    #[source]
-    source: io::Error,
+pub enum CgroupError {
+    /// The kernel refused.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// The step.
+        doing: &'static str,
+        /// Its object.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A limit that nothing on this host can enforce.
+    #[error(
+        "this host has no {0} controller that garden may use, so such a limit would not hold: \
+         leave it out, or see cgroup.controllers"
+    )]
+    NoController(&'static str),
+    /// A limit that the kernel would not take.
+    #[error("{0}")]
+    OutOfRange(String),
+    /// A memory limit below what is in use and cannot be given up.
+    #[error(
+        "{used} bytes of memory are in use in {} and cannot be dropped: a limit of {wanted} would \
+         kill in it", path.display()
+    )]
+    InUse {
+        /// The group.
+        path: PathBuf,
+        /// What is in use, in bytes.
+        used: u64,
+        /// The limit, in bytes.
+        wanted: u64,
+    },
+}
+
+impl CgroupError {
+    fn is(&self, kind: io::ErrorKind) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == kind)
+    }
+
+    /// Whether the caller asked for what cannot be, rather than the host failing.
+    pub fn is_callers(&self) -> bool {
+        !matches!(self, Self::Io { .. })
+    }
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     let path = path.to_owned();
-    move |source| CgroupError {
+    move |source| CgroupError::Io {
         doing,
         path,
         source,
     }
 }
+
+/// What holds for every group of a server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// A memory limit does not limit swap.
+    pub leave_swap: bool,
+    /// Microseconds of CPU time in each 100 ms for each share, where the limits name no other
+    /// quota.
+    pub cpu_quota_per_share: Option<u64>,
+    /// What groups get that have no such limits themselves.
+    pub io: IoLimits,
+}
+
+/// The leaf of a container's own processes on v2.
+const LEAF: &str = "init";
 
 /// The groups of one server.
 #[derive(Debug, Clone)]
@@ -55,6 +121,7 @@ pub struct Cgroups {
     hierarchies: Hierarchies,
     /// Name of the parent of all groups, relative to each hierarchy's mount.
     parent: PathBuf,
+    policy: Policy,
     /// Held while this server lives: what stands below the parent is its own, and it removes what
     /// it does not know.
     _lock: Arc<OwnedFd>,
@@ -89,14 +156,34 @@ pub struct Group {
 
 impl Group {
     /// Adds the way into one hierarchy.
-    fn enter(&mut self, hierarchy: &Hierarchy, path: &Path) -> Result<(), CgroupError> {
-        if hierarchy.unified {
+    fn enter(
+        &mut self,
+        hierarchy: &Hierarchy,
+        path: &Path,
+        entry: Entry,
+    ) -> Result<(), CgroupError> {
+        if hierarchy.unified && entry == Entry::Born {
             self.directory = Some(files::open_directory(path)?);
+        } else if hierarchy.unified {
+            self.joins.push(files::open_procs(path)?);
         } else {
             self.joins.push(files::open_tasks(path)?);
         }
+        // Of its own group, so that a death beside it is not taken for its own.
+        if self.oom.is_none() && hierarchy.has("memory") {
+            self.oom = files::open_oom_counter(hierarchy, path);
+        }
         Ok(())
     }
+}
+
+/// How a process comes into its v2 group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    /// It is born there, and so are those that set it up.
+    Born,
+    /// It moves there when it is set up.
+    Joined,
 }
 
 /// Which processes may use which devices (v1 `devices` hierarchy): shared by all containers of
@@ -114,7 +201,12 @@ impl Cgroups {
     ///
     /// # Errors
     /// When there is no hierarchy at all, another server has this tag, or the parents cannot be made.
-    pub fn open(tag: Option<&str>) -> Result<Self, CgroupError> {
+    pub fn open(tag: Option<&str>, policy: Policy) -> Result<Self, CgroupError> {
+        let of_policy = Limits {
+            io: policy.io,
+            ..Limits::default()
+        };
+        limit::check(&of_policy)?;
         let hierarchies =
             Hierarchies::find().map_err(failed("read", Path::new("/proc/self/mountinfo")))?;
         let parent = PathBuf::from(match tag {
@@ -129,6 +221,7 @@ impl Cgroups {
         let cgroups = Self {
             hierarchies,
             parent,
+            policy,
             _lock: Arc::new(lock),
         };
         for hierarchy in cgroups.hierarchies.used() {
@@ -151,23 +244,33 @@ impl Cgroups {
         }
     }
 
-    /// Makes a group with its limits. One of the same name must not exist.
+    /// Makes a group. One of the same name must not exist. Its limits hold as far as they do not
+    /// concern the set-up: [`Cgroups::complete`] sets the rest. `within` are those of the group
+    /// that it is nested in.
     ///
     /// # Errors
-    /// The step the kernel refused; what was made is removed again.
+    /// The step the kernel refused; what was made is removed again. A limit that cannot be.
     pub fn create(
         &self,
         place: &Place<'_>,
         limits: &Limits,
+        within: &Limits,
         devices: Devices,
     ) -> Result<Group, CgroupError> {
+        limit::check(limits)?;
+        limit::unsupported(limits, |controller| self.hierarchies.has(controller))?;
         // The first directory reserves the name: who fails there has nothing to undo, and must
         // not remove what belongs to the group's owner.
         let relative = self.relative(place);
         if let Some(first) = self.hierarchies.per_group().next() {
             files::make_new(&first.path.join(&relative))?;
         }
-        let made = self.make(&relative, place, limits, devices);
+        let entry = match place {
+            // Its limits come when it is set up.
+            Place::Container(_) => Entry::Born,
+            _ => self.entry(&[limits, within]),
+        };
+        let made = self.make(&relative, place, limits, devices, entry);
         if made.is_err() {
             let _ = self.remove_now(place);
         }
@@ -180,23 +283,32 @@ impl Cgroups {
         place: &Place<'_>,
         limits: &Limits,
         devices: Devices,
+        entry: Entry,
     ) -> Result<Group, CgroupError> {
         let mut group = Group::default();
         for hierarchy in self.hierarchies.per_group() {
             let path = hierarchy.path.join(relative);
             files::make(&path)?;
-            files::limit(hierarchy, &path, limits)?;
-            if group.oom.is_none() && hierarchy.has("memory") {
-                group.oom = files::open_oom_counter(hierarchy, &path);
+            if !(hierarchy.unified && matches!(place, Place::Container(_))) {
+                let when = match entry {
+                    Entry::Born => When::BeforeProgram,
+                    Entry::Joined => When::Final,
+                };
+                let order = self.order(limits, when);
+                limit::write(hierarchy, &path, &order)?;
+                if !matches!(place, Place::Container(_)) {
+                    limit::write_cpu(hierarchy, &path, &order)?;
+                }
             }
-            if matches!(place, Place::Container(_)) && hierarchy.unified {
+            let leaf = if matches!(place, Place::Container(_)) && hierarchy.unified {
                 files::delegate(&path);
-                let leaf = path.join("init");
+                let leaf = path.join(LEAF);
                 files::make_new(&leaf)?;
-                group.enter(hierarchy, &leaf)?;
+                leaf
             } else {
-                group.enter(hierarchy, &path)?;
-            }
+                path
+            };
+            group.enter(hierarchy, &leaf, entry)?;
         }
         self.restrict_devices(&mut group, devices)?;
         Ok(group)
@@ -214,42 +326,33 @@ impl Cgroups {
     ///
     /// # Errors
     /// When the group is gone.
-    pub fn open_container(&self, container: &str, devices: Devices) -> Result<Group, CgroupError> {
+    pub fn open_container(
+        &self,
+        container: &str,
+        limits: &Limits,
+        devices: Devices,
+    ) -> Result<Group, CgroupError> {
+        let entry = self.entry(&[limits]);
         let relative = self.relative(&Place::Container(container));
         let mut group = Group::default();
         for hierarchy in self.hierarchies.per_group() {
             let path = hierarchy.path.join(&relative);
-            if group.oom.is_none() && hierarchy.has("memory") {
-                group.oom = files::open_oom_counter(hierarchy, &path);
-            }
             let leaf = if hierarchy.unified {
-                path.join("init")
+                path.join(LEAF)
             } else {
                 path
             };
-            group.enter(hierarchy, &leaf)?;
+            group.enter(hierarchy, &leaf, entry)?;
         }
         self.restrict_devices(&mut group, devices)?;
         Ok(group)
     }
 
     /// Adds the shared group that restricts devices, where the host has them in v1.
-    fn restrict_devices(&self, group: &mut Group, devices: Devices) -> Result<(), CgroupError> {
+    fn restrict_devices(&self, group: &mut Group, kind: Devices) -> Result<(), CgroupError> {
         if let Some(hierarchy) = self.hierarchies.devices() {
             let parent = hierarchy.path.join(&self.parent);
-            group.enter(hierarchy, &parent.join(files::devices_group(devices)))?;
-        }
-        Ok(())
-    }
-
-    /// Writes the limits that would have slowed the set-up: the CPU share.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn limit_cpu(&self, place: &Place<'_>, limits: &Limits) -> Result<(), CgroupError> {
-        let relative = self.relative(place);
-        for hierarchy in self.hierarchies.per_group().filter(|h| h.has("cpu")) {
-            files::limit_cpu(hierarchy, &hierarchy.path.join(&relative), limits)?;
+            group.enter(hierarchy, &parent.join(devices::group(kind)), Entry::Joined)?;
         }
         Ok(())
     }
@@ -331,110 +434,4 @@ impl Cgroups {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tag() -> String {
-        format!("test-{}", uuid::Uuid::new_v4().simple())
-    }
-
-    struct Removed(Cgroups);
-
-    impl Drop for Removed {
-        fn drop(&mut self) {
-            self.0.remove_parents();
-        }
-    }
-
-    #[test]
-    fn root_a_group_is_made_with_limits_and_removed_whole() {
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIPPED root_a_group_is_made_with_limits_and_removed_whole: needs root");
-            return;
-        }
-        let cgroups = Removed(Cgroups::open(Some(&tag())).unwrap());
-        let limits = Limits {
-            memory_bytes: Some(64 << 20),
-            pids: Some(7),
-            ..Limits::default()
-        };
-        let place = Place::Container("c");
-        let group = cgroups
-            .0
-            .create(&place, &limits, Devices::Unprivileged)
-            .unwrap();
-        assert!(!group.joins.is_empty() || group.directory.is_some());
-        assert!(
-            cgroups
-                .0
-                .create(&place, &limits, Devices::Unprivileged)
-                .is_err()
-        );
-        assert_eq!(
-            cgroups.0.names(),
-            ["c"],
-            "the loser must not remove the winner's group"
-        );
-        let nested = Place::Nested {
-            container: "c",
-            pea: "p",
-        };
-        cgroups
-            .0
-            .create(&nested, &Limits::default(), Devices::Unprivileged)
-            .unwrap();
-        let pids = cgroups
-            .0
-            .hierarchies()
-            .per_group()
-            .find(|h| h.has("pids"))
-            .cloned();
-        if let Some(pids) = pids {
-            let file = pids.path.join(&cgroups.0.parent).join("c/pids.max");
-            assert_eq!(std::fs::read_to_string(file).unwrap().trim(), "7");
-        }
-        cgroups.0.remove(&place, Duration::ZERO).unwrap();
-        assert!(cgroups.0.names().is_empty());
-        cgroups.0.remove(&place, Duration::ZERO).unwrap();
-    }
-
-    #[test]
-    fn root_killing_a_group_ends_what_is_in_it() {
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIPPED root_killing_a_group_ends_what_is_in_it: needs root");
-            return;
-        }
-        let cgroups = Removed(Cgroups::open(Some(&tag())).unwrap());
-        let place = Place::Container("c");
-        let group = cgroups
-            .0
-            .create(&place, &Limits::default(), Devices::Unprivileged)
-            .unwrap();
-        let mut child = std::process::Command::new("sleep")
-            .arg("1000")
-            .spawn()
-            .unwrap();
-        // From outside one writes the pid, and `cgroup.procs` takes it in both versions.
-        drop(group);
-        for hierarchy in cgroups.0.hierarchies().per_group() {
-            let path = hierarchy.path.join(&cgroups.0.parent).join("c");
-            let path = if hierarchy.unified {
-                path.join("init")
-            } else {
-                path
-            };
-            std::fs::write(path.join("cgroup.procs"), child.id().to_string()).unwrap();
-        }
-        assert_eq!(
-            cgroups.0.processes(&place),
-            [i32::try_from(child.id()).unwrap()]
-        );
-        cgroups.0.kill(&place).unwrap();
-        let status = child.wait().unwrap();
-        assert_eq!(
-            std::os::unix::process::ExitStatusExt::signal(&status),
-            Some(9)
-        );
-        cgroups.0.remove(&place, Duration::from_secs(10)).unwrap();
-    }
-}
+mod tests;

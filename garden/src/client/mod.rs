@@ -1,13 +1,15 @@
 //! The Garden API from a client's side, over a unix socket.
 //!
 //! The command line uses it for everything. It speaks to any Garden server; what is of our own
-//! (`ps`, `peas`, `teardown`, `pull`) only to ours. Errors are the manager's own as far as the server
+//! (`ps`, `peas`, `teardown`, `pull`, `health`, `events`) only to ours. Errors are the manager's own as far as the server
 //! tells their kind, so callers decide on the same [`Error`] as inside the server.
 //!
 //! There are no timeouts after connecting: a create or a wait takes as long as it takes.
 
 mod calls;
+mod health;
 mod info;
+mod limits;
 mod process;
 mod pull;
 mod transport;
@@ -15,6 +17,7 @@ mod transport;
 use std::path::{Path, PathBuf};
 
 pub use calls::StreamOut;
+pub use health::EventLines;
 pub use info::Info;
 pub use process::{Input, Output, Process, Wanted};
 

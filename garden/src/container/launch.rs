@@ -4,14 +4,16 @@
 //! Nothing here makes or removes cgroups and root filesystems; whoever calls owns those.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use garden_wire::{Kind, Role, Start};
 use oci_spec::runtime::Spec;
+use rustix::fs::{Gid, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::process::Streams;
 use crate::bundle::StagedBind;
-use crate::cgroup::Group;
+use crate::cgroup::{Cgroups, Group, Place};
 use crate::error::Error;
 use crate::model::BindMount;
 use crate::process::streams::{Input, Output, reader, writer};
@@ -29,12 +31,6 @@ impl Passed {
     pub(crate) fn add(&mut self, role: Role, fd: OwnedFd) {
         self.roles.push(role);
         self.fds.push(fd);
-    }
-
-    /// Adds all of another list.
-    pub(crate) fn extend(&mut self, other: Self) {
-        self.roles.extend(other.roles);
-        self.fds.extend(other.fds);
     }
 
     /// Adds what a process needs to join its group, and to learn why it died.
@@ -60,13 +56,17 @@ pub(crate) struct ServerEnds {
 }
 
 /// Makes the three pipes of a process. Its ends, and copies of ours for the supervisor to keep,
-/// go to `passed`.
-pub(crate) fn pipes(passed: &mut Passed) -> Result<ServerEnds, Error> {
+/// go to `passed`. They belong to `owner`, the process's user and group on the host: programs open
+/// `/dev/stdout` again, by a path, and need the right to.
+pub(crate) fn pipes(passed: &mut Passed, owner: (u32, u32)) -> Result<ServerEnds, Error> {
     let failed = |error| Error::host("cannot make the process's pipes", error);
+    let (user, group) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
     let pipe = || {
-        pipe_with(PipeFlags::CLOEXEC)
-            .map_err(std::io::Error::from)
-            .map_err(failed)
+        let made = pipe_with(PipeFlags::CLOEXEC).and_then(|(read, write)| {
+            rustix::fs::fchown(&read, Some(user), Some(group))?;
+            Ok((read, write))
+        });
+        made.map_err(std::io::Error::from).map_err(failed)
     };
     let (their_stdin, stdin) = pipe()?;
     let (stdout, their_stdout) = pipe()?;
@@ -180,6 +180,32 @@ pub(crate) async fn start(
     shim.start(start, &fds).await
 }
 
+/// The bind mounts that show a container or a pea the limits it has, read-only. On v1 they need
+/// their own tmpfs, and privileged ones have none there, as in Guardian.
+pub(crate) fn cgroup_views(
+    cgroups: &Cgroups,
+    place: &Place<'_>,
+    privileged: bool,
+) -> Vec<BindMount> {
+    // A pea within its container's limits looks at those.
+    let place = match place {
+        Place::Nested { container, .. } => &Place::Container(container),
+        other => other,
+    };
+    if privileged && !cgroups.is_pure_v2() {
+        return Vec::new();
+    }
+    cgroups
+        .views(place)
+        .into_iter()
+        .map(|(name, source)| BindMount {
+            source,
+            destination: Path::new("/sys/fs/cgroup").join(name),
+            writable: false,
+        })
+        .collect()
+}
+
 /// Opens the sources of bind mounts. Blocks. The mounts go to `passed`.
 ///
 /// # Errors
@@ -202,20 +228,32 @@ pub(crate) fn open_binds(
         // what is mounted below a shared source later appears inside.
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let mount = open_tree(rustix::fs::CWD, &bind.source, flags).map_err(failed)?;
-        let stat = rustix::fs::fstat(&mount).map_err(failed)?;
-        let directory =
-            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
-        let flags = rustix::fs::fstatvfs(&mount).map_err(failed)?.f_flag;
-        staged.push(StagedBind {
-            index,
-            directory,
-            destination: bind.destination.clone(),
-            writable: bind.writable,
-            inherited: inherited(flags),
-        });
+        let bind = stage(&mount, index, bind.destination.clone(), bind.writable).map_err(failed)?;
+        let directory = bind.directory;
+        staged.push(bind);
         passed.add(Role::Bind { index, directory }, mount);
     }
     Ok(staged)
+}
+
+/// What the specification has to know of a mount that the supervisor will stage.
+pub(crate) fn stage(
+    mount: &OwnedFd,
+    index: usize,
+    destination: PathBuf,
+    writable: bool,
+) -> rustix::io::Result<StagedBind> {
+    let stat = rustix::fs::fstat(mount)?;
+    let directory =
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
+    let flags = rustix::fs::fstatvfs(mount)?.f_flag;
+    Ok(StagedBind {
+        index,
+        directory,
+        destination,
+        writable,
+        inherited: inherited(flags),
+    })
 }
 
 /// Flags of the source's mount that a user namespace may not clear.

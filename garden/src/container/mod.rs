@@ -2,6 +2,8 @@
 //!
 //! - [`exits`]: exits by instance, as the supervisor reports them.
 //! - [`launch`]: starting a container's init, a process, a pea's process.
+//! - [`names`]: its `/etc/hosts` and `/etc/resolv.conf`.
+//! - [`oom`]: learning that it ran out of memory.
 //! - [`peas`]: what a pea needs from its container, for the life-cycle in `garden-peas`.
 //! - [`process`]: a process as its users see it.
 //!
@@ -9,7 +11,10 @@
 //! that happens *in* one is here. Nothing here removes anything: that is the teardown's.
 
 pub(crate) mod exits;
+pub(crate) mod groups;
 pub(crate) mod launch;
+pub(crate) mod names;
+pub(crate) mod oom;
 pub(crate) mod peas;
 pub(crate) mod process;
 
@@ -21,13 +26,15 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use garden_peas::{PeaSet, Policy};
 use tokio::sync::mpsc;
 
-use crate::cgroup::Place;
+use crate::checks::Checks;
 use crate::depot::{ContainerDir, ContainerRecord, DepotError};
 use crate::error::Error;
+use crate::events::{EventKind, Log};
 use crate::model::{Handle, ProcessId};
 use crate::runtime::shim::{Event, Shim};
 use crate::services::{Services, lock};
 use exits::Exits;
+use groups::Groups;
 use peas::PodHost;
 use process::ProcessEntry;
 
@@ -48,6 +55,14 @@ pub(crate) struct Container {
     processes: Mutex<HashMap<ProcessId, Arc<ProcessEntry>>>,
     peas: OnceLock<PeaSet<PodHost>>,
     destroying: AtomicBool,
+    /// Its health checks.
+    pub(crate) checks: Checks,
+    /// What happened to it last.
+    pub(crate) log: Log,
+    told: oom::Told,
+    throttled: AtomicBool,
+    /// Taken by whoever changes its limits.
+    pub(crate) limits_turn: tokio::sync::Semaphore,
 }
 
 impl Container {
@@ -63,6 +78,7 @@ impl Container {
         record: ContainerRecord,
         events: mpsc::UnboundedReceiver<Event>,
     ) -> Arc<Self> {
+        let told = oom::Told::new(record.oom_kills);
         let container = Arc::new(Self {
             handle,
             dir,
@@ -74,6 +90,11 @@ impl Container {
             processes: Mutex::default(),
             peas: OnceLock::new(),
             destroying: AtomicBool::new(false),
+            checks: Checks::default(),
+            log: Log::default(),
+            told,
+            throttled: AtomicBool::new(false),
+            limits_turn: tokio::sync::Semaphore::new(1),
         });
         tokio::spawn(follow(
             Arc::downgrade(&container),
@@ -108,6 +129,13 @@ impl Container {
         }
     }
 
+    /// Tells everybody who listens that something happened to it, or to a process in it.
+    pub(crate) fn event(&self, kind: EventKind, process: Option<&ProcessId>) {
+        let process = process.map(ProcessId::as_str);
+        let events = &self.services.events;
+        events.publish(self.handle.as_str(), process, kind, Some(&self.log));
+    }
+
     /// Its peas.
     pub(crate) fn peas(self: &Arc<Self>) -> &PeaSet<PodHost> {
         self.peas.get_or_init(|| {
@@ -119,9 +147,14 @@ impl Container {
         })
     }
 
-    /// Whether it is unprivileged or not.
-    pub(crate) fn privileged(&self) -> bool {
-        lock(&self.record).spec.privileged
+    /// Whether its CPU share is lowered.
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.throttled.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether its CPU share is lowered.
+    pub(crate) fn set_throttled(&self, throttled: bool) {
+        self.throttled.store(throttled, Ordering::Relaxed);
     }
 
     /// Takes it out of service. `false` when somebody has done so already.
@@ -165,6 +198,16 @@ impl Container {
         {
             processes.remove(&entry.id);
         }
+    }
+
+    /// Forgets a process that has ended and whose end somebody was told of, where the operator
+    /// wants that. Its records on file are its follower's to remove.
+    pub(crate) fn forget_waited(&self, entry: &Arc<ProcessEntry>) -> bool {
+        let forget = self.services.options.policy.forget_waited && entry.waited();
+        if forget {
+            self.unreserve(entry);
+        }
+        forget
     }
 
     /// A process or a pea, also one that has ended.
@@ -212,12 +255,12 @@ async fn follow(
                 // Without its supervisor nobody would ever learn of its processes' ends.
                 tracing::error!(handle = %container.handle, "the supervisor died; killing its pod");
                 container.add_event("Supervisor died");
-                let name = container.record().cgroup;
-                let cgroups = container.services.cgroups.clone();
-                let killed = container
-                    .services
+                container.event(EventKind::SupervisorDied, None);
+                let services = Arc::clone(&container.services);
+                let pod = Arc::clone(&container);
+                let killed = services
                     .files
-                    .run(move || cgroups.kill(&Place::Container(&name)));
+                    .run(move || Groups::of(&pod).kill(&pod.services.cgroups));
                 if let Err(error) = killed.await.map_err(Error::from).and_then(|k| Ok(k?)) {
                     tracing::error!(handle = %container.handle, error = error.report(), "cannot kill the pod");
                 }

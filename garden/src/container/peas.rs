@@ -15,13 +15,13 @@ use tokio::sync::watch;
 
 use super::launch::{self, Passed, StartOrder};
 use super::process::Streams;
-use super::{Container, exits};
+use super::{Container, exits, names};
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
 use crate::error::Error;
-use crate::model::{BindMount, DiskLimit, Handle, ImageRef, ProcessSpec};
+use crate::model::{BindMount, DiskLimit, Handle, ImageRef, Limits, ProcessSpec};
 use crate::runtime::shim::Shim;
-use crate::services::Services;
+use crate::services::{self, Services};
 use crate::{env, users};
 
 /// One container as a home for peas.
@@ -109,10 +109,12 @@ impl parts::Rootfs for Pod {
     type Error = Error;
 
     async fn create(&self, id: &str, wanted: &PeaImage) -> Result<PeaRoot, Error> {
-        let privileged = self.container()?.privileged();
+        let record = self.container()?.record();
+        let privileged = record.spec.privileged;
+        let ids = self.services.ids(&record);
         let rootfs = self
             .services
-            .make_rootfs(id, &wanted.image, privileged, wanted.disk)
+            .make_rootfs(id, &wanted.image, privileged, &ids, wanted.disk)
             .await?;
         Ok(PeaRoot {
             mount: Arc::new(rootfs.mount),
@@ -165,9 +167,16 @@ impl parts::Launcher for Pod {
             .make_group(&record.cgroup, &instance, &process, privileged)
             .await?;
         let mut passed = Passed::default();
-        let mut binds = root.binds.clone();
+        let place = place(&record.cgroup, &instance, process.own_limits.is_some());
+        let mut binds = launch::cgroup_views(&self.services.cgroups, &place, privileged);
+        let cgroup_tmpfs = binds.len() > 1;
+        binds.extend(root.binds.iter().cloned());
         binds.extend(process.bind_mounts.iter().cloned());
-        let binds = launch::open_binds(&binds, &mut passed)?;
+        let mut binds = launch::open_binds(&binds, &mut passed)?;
+        let shared = names::open(container.dir.fd(), binds.len(), &mut passed)?;
+        binds.extend(shared);
+        let ids = self.services.ids(&record);
+        let owner = services::owner(&ids, &user)?;
         let mount = root
             .mount
             .try_clone()
@@ -178,9 +187,11 @@ impl parts::Launcher for Pod {
         let input = ContainerInput {
             privileged,
             hostname: &hostname,
-            ids: &self.services.options.ids,
+            ids: &ids,
             binds: &binds,
+            cgroup_tmpfs,
             read_only: false,
+            sysctls: std::collections::HashMap::new(),
         };
         let environment = env::effective(&[&root.config.env, &process.env], &user);
         let spec = bundle::pea(
@@ -194,11 +205,12 @@ impl parts::Launcher for Pod {
                 additional_gids: &user.additional_gids,
                 rlimits: &process.rlimits,
                 terminal: process.tty.is_some(),
+                confinement: self.services.options.policy.confinement(privileged),
             },
         )?;
         let ends = match process.tty {
             Some(_) => None,
-            None => Some(launch::pipes(&mut passed)?),
+            None => Some(launch::pipes(&mut passed, owner)?),
         };
         let exit = container.exits.expect(&instance);
         let order = StartOrder {
@@ -213,6 +225,13 @@ impl parts::Launcher for Pod {
         let (pid, master) = launch::start(&shim, order, passed).await.inspect_err(|_| {
             container.exits.forget(&instance);
         })?;
+        let completed = self
+            .complete_group(&record.cgroup, &instance, &process)
+            .await;
+        if let Err(error) = completed {
+            let _ = shim.signal(&instance, 9).await;
+            return Err(error);
+        }
         let made = match (ends, master) {
             (Some(ends), _) => launch::streams(ends, &shim, &instance)?,
             (None, Some(master)) => launch::terminal(master, &shim, &instance)?,
@@ -241,17 +260,50 @@ impl Pod {
     ) -> Result<Group, Error> {
         let services = Arc::clone(&self.services);
         let (cgroup, instance) = (cgroup.to_owned(), instance.to_owned());
-        let own = process.own_limits.clone();
+        let (own, limits) = (process.own_limits.is_some(), limits(process));
+        let within = if own {
+            Limits::default()
+        } else {
+            self.container()?.record().spec.limits
+        };
         let made = self.services.files.run(move || {
-            let place = place(&cgroup, &instance, own.is_some());
-            let limits = own.unwrap_or_default();
+            let place = place(&cgroup, &instance, own);
             let devices = Services::devices(privileged);
-            let group = services.cgroups.create(&place, &limits, devices)?;
-            services.cgroups.limit_cpu(&place, &limits)?;
-            Ok::<_, crate::cgroup::CgroupError>(group)
+            services.cgroups.create(&place, &limits, &within, devices)
         });
         Ok(made.await??)
     }
+
+    /// Takes back the room that starting the pea needed, where it had any.
+    async fn complete_group(
+        &self,
+        cgroup: &str,
+        instance: &str,
+        process: &ProcessSpec,
+    ) -> Result<(), Error> {
+        let (own, limits) = (process.own_limits.is_some(), limits(process));
+        let cgroups = self.services.cgroups.clone();
+        if !cgroups.is_incomplete(&place(cgroup, instance, own), &limits) {
+            return Ok(());
+        }
+        let (cgroup, instance) = (cgroup.to_owned(), instance.to_owned());
+        let done = self.services.files.run(move || {
+            let place = place(&cgroup, &instance, own);
+            match cgroups.complete(&place, &limits) {
+                // It has ended, and its teardown was faster.
+                Err(_) if !cgroups.exists(&place) => Ok(()),
+                other => other,
+            }
+        });
+        Ok(done.await??)
+    }
+}
+
+/// The limits of a pea's own group.
+pub(crate) fn limits(process: &ProcessSpec) -> Limits {
+    let own = process.own_limits.clone().unwrap_or_default();
+    let pids = [own.pids, process.pids].into_iter().flatten().min();
+    Limits { pids, ..own }
 }
 
 /// The executable and its arguments.

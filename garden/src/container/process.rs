@@ -1,5 +1,6 @@
 //! A process or a pea as its users see it: streams, control, exit.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -32,6 +33,9 @@ pub(crate) struct ProcessEntry {
     running: OnceLock<Running>,
     exit: watch::Sender<Option<Exit>>,
     ended_at: OnceLock<Instant>,
+    /// When its supervisor reaped it, in nanoseconds since the epoch; 0 before.
+    reaped_at_ns: AtomicU64,
+    waited: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -52,12 +56,24 @@ impl ProcessEntry {
             running: OnceLock::new(),
             exit,
             ended_at: OnceLock::new(),
+            reaped_at_ns: AtomicU64::new(0),
+            waited: AtomicBool::new(false),
         })
     }
 
     /// It runs.
     pub(crate) fn started(&self, pid: u32, streams: Streams) {
         let _ = self.running.set(Running { pid, streams });
+    }
+
+    /// It was reaped, by its supervisor's word. To be called before its exit is announced.
+    pub(crate) fn reaped(&self, at_ns: u64) {
+        self.reaped_at_ns.store(at_ns, Ordering::Relaxed);
+    }
+
+    /// When it was reaped; 0 when that is not known.
+    pub(crate) fn reaped_at_ns(&self) -> u64 {
+        self.reaped_at_ns.load(Ordering::Relaxed)
     }
 
     /// Tells its exit to all attachments, once what it left in its pipes is handed on.
@@ -69,6 +85,9 @@ impl ProcessEntry {
             );
         }
         let _ = self.ended_at.set(Instant::now());
+        if self.exit.receiver_count() > 0 {
+            self.waited.store(true, Ordering::Relaxed);
+        }
         self.exit.send_replace(Some(exit));
         // Nobody reads it any more; whoever writes has not noticed yet.
         if let Some(stdin) = self
@@ -97,6 +116,11 @@ impl ProcessEntry {
         self.exit.borrow().is_some()
     }
 
+    /// Whether somebody was told of its exit.
+    pub(crate) fn waited(&self) -> bool {
+        self.ended() && self.waited.load(Ordering::Relaxed)
+    }
+
     /// Its exit, to wait for.
     pub(crate) fn exit(&self) -> watch::Receiver<Option<Exit>> {
         self.exit.subscribe()
@@ -116,6 +140,9 @@ impl ProcessEntry {
     /// Another attachment: gets all output from now on. `None` before it runs.
     pub(crate) fn attach(self: &Arc<Self>, shim: &Shim) -> Option<Attachment> {
         let (control, wishes) = mpsc::channel(CONTROL_QUEUE);
+        if self.ended() {
+            self.waited.store(true, Ordering::Relaxed);
+        }
         let (stdout, stderr) = match self.running.get() {
             Some(running) => {
                 tokio::spawn(obey(Arc::clone(self), shim.clone(), wishes));

@@ -12,13 +12,16 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 
 use super::Manager;
-use crate::api::{Backend, Filters, StreamIn, TarStream};
+use crate::api::{Backend, CpuScale, Filters, StreamIn, TarStream};
+use crate::checks::{CheckSpec, HealthStatus};
 use crate::container::Container;
 use crate::error::Error;
+use crate::events::{EventFilter, EventStream};
+use crate::metrics;
 use crate::model::{
-    Addresses, Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, Metrics,
-    NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage, TeardownJob,
-    TeardownStage, TeardownStatus,
+    Addresses, Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange,
+    LimitsInForce, Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress,
+    PulledImage, TeardownJob, TeardownStage, TeardownStatus,
 };
 use crate::process::Attachment;
 use crate::process::streams;
@@ -100,30 +103,15 @@ impl Backend for Manager {
                 .collect(),
             mapped_ports: Vec::new(),
             limits: record.spec.limits,
+            health: container.checks.state(),
         })
     }
 
     async fn metrics(&self, handle: &Handle) -> Result<Metrics, Error> {
-        let container = match self.find(handle) {
-            Ok(container) => container,
-            Err(unknown) => return self.pea_metrics(handle).await.ok_or(unknown),
-        };
-        let record = container.record();
-        let cgroups = self.services().cgroups.clone();
-        let instance = record.instance.clone();
-        let read = self.services().files.run(move || {
-            let place = crate::cgroup::Place::Container(&record.cgroup);
-            cgroups.processes(&place).len()
-        });
-        let (pids, disk) = tokio::join!(read, self.services().disk_usage(&instance));
-        let age = crate::services::now_ms().saturating_sub(container.record().created_ms);
-        Ok(Metrics {
-            pids: pids? as u64,
-            disk,
-            max_pids: container.record().spec.limits.pids,
-            age: Duration::from_millis(age),
-            ..Metrics::default()
-        })
+        match self.find(handle) {
+            Ok(container) => Ok(metrics::of_container(&container).await),
+            Err(unknown) => self.pea_metrics(handle).await.ok_or(unknown),
+        }
     }
 
     async fn stop(&self, handle: &Handle, kill: bool) -> Result<(), Error> {
@@ -223,6 +211,22 @@ impl Backend for Manager {
         Ok(self.find(handle)?.record().spec.limits)
     }
 
+    async fn limits_in_force(&self, handle: &Handle) -> Result<LimitsInForce, Error> {
+        Manager::limits_in_force(self, handle).await
+    }
+
+    async fn change_limits(&self, handle: &Handle, change: LimitsChange) -> Result<Limits, Error> {
+        Manager::change_limits(self, handle, change).await
+    }
+
+    fn cpu_scale(&self) -> CpuScale {
+        if self.services().cgroups.has_weights() {
+            CpuScale::Weight
+        } else {
+            CpuScale::Shares
+        }
+    }
+
     async fn net_in(&self, handle: &Handle, _: PortMapping) -> Result<PortMapping, Error> {
         self.find(handle)?;
         Err(no_network())
@@ -246,6 +250,22 @@ impl Backend for Manager {
         pulled.await?
     }
 
+    async fn health(&self, handle: &Handle) -> Result<HealthStatus, Error> {
+        Ok(self.find(handle)?.checks.status())
+    }
+
+    async fn set_checks(&self, handle: &Handle, checks: Vec<CheckSpec>) -> Result<(), Error> {
+        self.find(handle)?.set_checks(checks)
+    }
+
+    async fn remove_check(&self, handle: &Handle, name: &str) -> Result<(), Error> {
+        self.remove_one_check(handle, name)
+    }
+
+    async fn events(&self, filter: EventFilter) -> Result<EventStream, Error> {
+        Ok(self.event_stream(filter))
+    }
+
     async fn teardown(&self) -> Result<TeardownStatus, Error> {
         Ok(teardown_status(self))
     }
@@ -260,20 +280,8 @@ impl Manager {
     /// The metrics of a running pea, by its id: Garden's clients ask for both kinds by one name.
     async fn pea_metrics(&self, id: &Handle) -> Option<Metrics> {
         let id: ProcessId = id.as_str().parse().ok()?;
-        let running = |container: Arc<Container>| {
-            let entry = container.process(&id)?;
-            (entry.pea && entry.info().is_some()).then(|| entry.instance.clone())
-        };
-        let instance = self.all().into_iter().find_map(running)?;
-        // The instance's name was made when the pea was.
-        let began = uuid::Uuid::parse_str(&instance).ok()?.get_timestamp()?;
-        let (seconds, nanos) = began.to_unix();
-        let now = Duration::from_millis(crate::services::now_ms());
-        Some(Metrics {
-            disk: self.services().disk_usage(&instance).await,
-            age: now.saturating_sub(Duration::new(seconds, nanos)),
-            ..Metrics::default()
-        })
+        let seat = metrics::find_pea(self.services(), &id)?;
+        metrics::of_pea(&seat).await
     }
 }
 

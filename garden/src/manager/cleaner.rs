@@ -13,8 +13,10 @@ use garden_peas::teardown::{
 };
 
 use crate::cgroup::Place;
+use crate::checks;
 use crate::container::Container;
 use crate::depot::ContainerRecord;
+use crate::events::EventKind;
 use crate::model::Handle;
 use crate::services::{Services, lock, process_state};
 
@@ -51,6 +53,20 @@ pub(super) fn container_target(
     }
 }
 
+impl Cleaner {
+    fn tell(&self, job: &Job, kind: EventKind) {
+        let (container, process) = (&job.target.container, job.target.process.as_deref());
+        // Runs of health checks come and go by the thousand.
+        let routine = kind == EventKind::TeardownDone && process.is_some_and(checks::is_run);
+        let Some(services) = self.0.upgrade().filter(|_| !routine) else {
+            return;
+        };
+        let of = find(&services, container);
+        let log = of.as_deref().map(|container| &container.log);
+        services.events.publish(container, process, kind, log);
+    }
+}
+
 impl Stages for Cleaner {
     async fn run(&self, job: &Job, stage: Stage) -> Result<(), StageError> {
         let services = self
@@ -66,6 +82,15 @@ impl Stages for Cleaner {
             Stage::Cgroup => remove_cgroups(services, target).await,
             Stage::Records => remove_records(services, target).await,
         }
+    }
+
+    fn done(&self, job: &Job) {
+        self.tell(job, EventKind::TeardownDone);
+    }
+
+    fn stuck(&self, job: &Job) {
+        let stage = job.stage.to_string();
+        self.tell(job, EventKind::TeardownStuck { stage });
     }
 }
 

@@ -10,7 +10,7 @@
 //! then returns the error. A crash anywhere leaves the record, by which the next server does the
 //! same.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,11 +21,14 @@ use super::Manager;
 use super::cleaner;
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
+use crate::checks::{self, HealthRecord};
 use crate::container::exits::Exits;
 use crate::container::launch::{self, Passed, StartOrder};
-use crate::container::{Container, peas};
+use crate::container::{self, Container, names, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
+use crate::events::EventKind;
+use crate::ids::on_host;
 use crate::model::{ContainerSpec, Handle, ImageRef, ProcessId};
 use crate::roots::Root;
 use crate::runtime::shim::{self, Event, Shim};
@@ -59,21 +62,41 @@ impl Manager {
         let services = Arc::clone(self.services());
         let handle = spec.handle.clone().unwrap_or_else(Handle::generate);
         spec.handle = Some(handle.clone());
+        if spec.privileged && services.options.policy.disable_privileged {
+            let text = "privileged container creation is disabled";
+            return Err(Error::Invalid(text.to_owned()));
+        }
         let image = self.image_of(&spec)?;
+        services.cgroups.check(&spec.limits)?;
         spec.image = Some(image.clone());
+        let checks = std::mem::take(&mut spec.checks);
+        checks::spec::validate_all(&checks)?;
         let Some(dir) = self.reserve(&handle)? else {
             return Err(Error::HandleInUse(handle));
         };
         let instance = new_instance();
         let cgroup = self.cgroup_name(&handle, &instance);
         let mut record = ContainerRecord::new(instance, cgroup, spec, now_ms());
-        let made = match dir.write(&record) {
+        let described = services.take_ids(record.spec.privileged).and_then(|ids| {
+            record.ids = ids;
+            dir.write(&record)?;
+            if !checks.is_empty() {
+                dir.write_health(&HealthRecord {
+                    checks,
+                    saved: None,
+                })?;
+            }
+            Ok(())
+        });
+        let made = match described {
             Ok(()) => self.make(&handle, dir, &mut record, &image).await,
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         };
         match made {
             Ok(container) => {
-                self.insert(container);
+                self.insert(Arc::clone(&container));
+                container.event(EventKind::Created, None);
+                self.open_checks(&container);
                 let ms = begun.elapsed().as_secs_f64() * 1000.0;
                 tracing::info!(%handle, duration_ms = ms, "container created");
                 Ok(handle)
@@ -81,6 +104,7 @@ impl Manager {
             Err(error) => {
                 tracing::info!(%handle, error = error.report(), "container not created");
                 self.undo(&services, &handle, &record).await;
+                services.free_ids(&record);
                 Err(error)
             }
         }
@@ -145,7 +169,13 @@ impl Manager {
         let (rootfs, group, connected) = tokio::join!(
             stage(
                 "rootfs",
-                services.make_rootfs(&record.instance, image, privileged, record.spec.limits.disk)
+                services.make_rootfs(
+                    &record.instance,
+                    image,
+                    privileged,
+                    &record.ids,
+                    record.spec.limits.disk
+                )
             ),
             stage("cgroup", make_group(services, record)),
             stage("shim", spawn_shim(services, handle, &dir)),
@@ -165,15 +195,16 @@ impl Manager {
             INIT.to_owned(),
             "/tmp/garden-init".to_owned(),
         ))?;
-        let started = self.start_init(handle, record, &shim, rootfs, group);
+        let started = self.start_init(handle, (record, &dir), &shim, rootfs, group);
         let pid = stage("init", started).await?;
         let root = open_root(pid)?;
-        if record.spec.limits.cpu_shares.is_some() {
+        let place = Place::Container(&record.cgroup);
+        if services.cgroups.is_incomplete(&place, &record.spec.limits) {
             let cgroups = services.cgroups.clone();
             let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
             let limited = services
                 .files
-                .run(move || cgroups.limit_cpu(&Place::Container(&name), &limits));
+                .run(move || cgroups.complete(&Place::Container(&name), &limits));
             limited.await??;
         }
         record.init_pid = pid;
@@ -182,36 +213,42 @@ impl Manager {
         let services = Arc::clone(services);
         let record = record.clone();
         let handle = handle.clone();
-        Ok(Container::new(
-            handle, dir, services, shim, exits, root, record, events,
-        ))
+        let container = Container::new(handle, dir, services, shim, exits, root, record, events);
+        container::oom::watch(&container);
+        Ok(container)
     }
 
     async fn start_init(
         &self,
         handle: &Handle,
-        record: &ContainerRecord,
+        (record, dir): (&ContainerRecord, &ContainerDir),
         shim: &Shim,
         rootfs: Root,
         group: Group,
     ) -> Result<u32, Error> {
         let services = self.services();
         let privileged = record.spec.privileged;
-        let mut passed = Passed::default();
-        let mut staged = Vec::new();
+        let hostname = peas::hostname(handle);
         // What an image plugin wants comes first, so that the user's own can cover it.
-        let mut binds = rootfs.binds;
+        let place = Place::Container(&record.cgroup);
+        let mut binds = launch::cgroup_views(&services.cgroups, &place, privileged);
+        let cgroup_tmpfs = binds.len() > 1;
+        binds.extend(rootfs.binds);
         binds.extend(record.spec.bind_mounts.iter().cloned());
-        if !binds.is_empty() {
-            let opened = services.files.run(move || {
-                let mut passed = Passed::default();
-                let staged = launch::open_binds(&binds, &mut passed)?;
-                Ok::<_, Error>((staged, passed))
-            });
-            let mounts;
-            (staged, mounts) = opened.await??;
-            passed.extend(mounts);
-        }
+        let directory = dir.fd().try_clone_to_owned();
+        let directory =
+            directory.map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
+        let (name, ids) = (hostname.clone(), record.ids.clone());
+        let shared = Arc::clone(services);
+        let opened = services.files.run(move || {
+            let mut passed = Passed::default();
+            let mut staged = launch::open_binds(&binds, &mut passed)?;
+            names::make(directory.as_fd(), &name, on_host(&ids, 0).unwrap_or(0))?;
+            staged.extend(names::open(directory.as_fd(), staged.len(), &mut passed)?);
+            let sysctls = shared.options.policy.sysctls(privileged, &ids)?;
+            Ok::<_, Error>((staged, passed, sysctls))
+        });
+        let (staged, mut passed, sysctls) = opened.await??;
         let mount = rootfs
             .mount
             .try_clone()
@@ -231,17 +268,19 @@ impl Manager {
                 .map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
             passed.add(Role::Stream(number), copy);
         }
-        let hostname = peas::hostname(handle);
         let input = ContainerInput {
             privileged,
             hostname: &hostname,
-            ids: &services.options.ids,
+            ids: &record.ids,
             binds: &staged,
+            cgroup_tmpfs,
             read_only: false,
+            sysctls,
         };
         let process = ProcessInput {
             args: vec!["/tmp/garden-init".to_owned()],
             cwd: "/",
+            confinement: services.options.policy.confinement(privileged),
             ..ProcessInput::default()
         };
         let order = StartOrder {
@@ -293,7 +332,7 @@ async fn make_group(services: &Arc<Services>, record: &ContainerRecord) -> Resul
     let devices = Services::devices(record.spec.privileged);
     let made = services
         .files
-        .run(move || cgroups.create(&Place::Container(&name), &limits, devices));
+        .run(move || cgroups.create(&Place::Container(&name), &limits, &limits, devices));
     Ok(made.await??)
 }
 

@@ -7,12 +7,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use super::create::INIT;
 use super::{Manager, cleaner};
-use crate::cgroup::Place;
 use crate::container::Container;
+use crate::container::groups::Groups;
 use crate::depot::Phase;
 use crate::error::Error;
+use crate::events::EventKind;
 use crate::model::Handle;
 use crate::services::{lock, process_state};
 
@@ -20,8 +23,14 @@ use crate::services::{lock, process_state};
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the clients of dead processes may take to be told.
 const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(2);
-/// Rounds of SIGTERM, one a second, before SIGKILL.
+/// Rounds of SIGTERM before SIGKILL.
 const TERM_ROUNDS: u32 = 10;
+/// How long a round of SIGTERM waits for the processes to end.
+const TERM_PAUSE: Duration = Duration::from_secs(1);
+/// Rounds of SIGKILL: many and short, so that what forks is overtaken.
+const KILL_ROUNDS: u32 = 200;
+/// How long a round of SIGKILL waits.
+const KILL_PAUSE: Duration = Duration::from_millis(50);
 
 impl Manager {
     /// Destroys a container with everything in it.
@@ -38,9 +47,11 @@ impl Manager {
         // On a task of its own: a caller that goes away does not stop it half-way.
         let manager = self.clone();
         let task = tokio::spawn(async move {
+            container.checks.close();
             let done = manager.destroy_uncancelled(&container).await;
             if done.is_err() {
                 container.destroy_failed();
+                container.reopen_checks();
             }
             done
         });
@@ -58,7 +69,7 @@ impl Manager {
         let init = container.exits.expect(INIT);
         let _ = container.shim.signal(INIT, 9).await;
         let peas = container.peas().destroy(DEATH_PATIENCE);
-        let (stubborn, killed) = tokio::join!(peas, self.kill_group(&record.cgroup));
+        let (stubborn, killed) = tokio::join!(peas, self.kill_groups(container));
         killed?;
         if !stubborn.is_empty() {
             return Err(Error::host(
@@ -72,21 +83,22 @@ impl Manager {
         let target = cleaner::container_target(services, &container.handle, &record);
         services.queue().enqueue(target);
         self.remove(&container.handle);
+        container.event(EventKind::Destroyed, None);
         let ms = begun.elapsed().as_secs_f64() * 1000.0;
         tracing::info!(handle = %container.handle, duration_ms = ms, "container destroyed");
         Ok(())
     }
 
-    /// Kills everything in the container's group and waits until it is gone.
-    async fn kill_group(&self, cgroup: &str) -> Result<(), Error> {
+    /// Kills everything in the container's groups and waits until it is gone.
+    async fn kill_groups(&self, container: &Arc<Container>) -> Result<(), Error> {
         let services = Arc::clone(self.services());
-        let name = cgroup.to_owned();
+        let container = Arc::clone(container);
         let killed = self.services().files.run(move || {
-            let place = Place::Container(&name);
-            services.cgroups.kill(&place)?;
+            let groups = Groups::of(&container);
+            groups.kill(&services.cgroups)?;
             let deadline = Instant::now() + DEATH_PATIENCE;
             loop {
-                let left = services.cgroups.processes(&place);
+                let left = groups.processes(&services.cgroups);
                 if left.is_empty() || Instant::now() >= deadline {
                     return Ok::<_, crate::cgroup::CgroupError>(left);
                 }
@@ -117,93 +129,66 @@ impl Manager {
         }
     }
 
-    /// Ends all processes of a container but its init.
+    /// Ends all processes of a container but its init, and all its peas.
     ///
-    /// With `kill` at once, else by SIGTERM, repeated for ten seconds. Stubborn ones are no error.
+    /// With `kill` at once, else by SIGTERM, repeated for ten seconds, and then by SIGKILL. What
+    /// survives even that is logged and no error.
     ///
     /// # Errors
-    /// [`Error::ContainerNotFound`], and when the record cannot be written.
+    /// [`Error::ContainerNotFound`], [`Error::BeingDestroyed`], and when the record cannot be
+    /// written.
     pub async fn stop_container(&self, handle: &Handle, kill: bool) -> Result<(), Error> {
         let container = self.find(handle)?;
-        let record = container.record();
-        let init = i32::try_from(record.init_pid).unwrap_or(-1);
-        for round in 0.. {
-            let hard = kill || round >= TERM_ROUNDS;
-            let signal = if hard {
-                rustix::process::Signal::KILL
+        container.suspend_checks();
+        let polite = if kill { 0 } else { TERM_ROUNDS };
+        let mut left = Vec::new();
+        for round in 0..polite + KILL_ROUNDS {
+            if container.is_destroying() {
+                return Err(Error::BeingDestroyed(handle.clone()));
+            }
+            let (signal, patience) = if round < polite {
+                (Signal::TERM, TERM_PAUSE)
             } else {
-                rustix::process::Signal::TERM
+                (Signal::KILL, KILL_PAUSE)
             };
-            if self.signal_all(&record.cgroup, init, signal).await? == 0 || round >= TERM_ROUNDS * 2
-            {
+            left = self.stop_round(&container, signal, patience).await?;
+            if left.is_empty() {
                 break;
             }
-            self.wait_until_alone(&record.cgroup, init, Duration::from_secs(1))
-                .await?;
+        }
+        for pid in left {
+            tracing::warn!(%handle, pid, state = process_state(pid), "it outlives a stop");
         }
         container.change(|record| record.stopped = true)?;
+        container.event(EventKind::Stopped, None);
         Ok(())
     }
 
-    /// Sends a signal to everything in the group but the init; returns how many there were.
-    async fn signal_all(
+    /// Signals everything but the init, and waits a while until it is gone. Returns what is not.
+    async fn stop_round(
         &self,
-        cgroup: &str,
-        init: i32,
-        signal: rustix::process::Signal,
-    ) -> Result<usize, Error> {
-        let services = Arc::clone(self.services());
-        let name = cgroup.to_owned();
-        let sent = self.services().files.run(move || {
-            let place = Place::Container(&name);
-            let pids = services.cgroups.processes(&place);
-            let others: Vec<_> = pids.into_iter().filter(|pid| *pid != init).collect();
-            for pid in &others {
-                let Some(pid) = rustix::process::Pid::from_raw(*pid) else {
-                    continue;
-                };
-                let flags = rustix::process::PidfdFlags::empty();
-                let Ok(pidfd) = rustix::process::pidfd_open(pid, flags) else {
-                    continue;
-                };
-                // Still in the group: then the pidfd is of the process that was meant.
-                if services
-                    .cgroups
-                    .processes(&place)
-                    .contains(&pid.as_raw_nonzero().get())
-                {
-                    let _ = rustix::process::pidfd_send_signal(&pidfd, signal);
-                }
-            }
-            others.len()
-        });
-        Ok(sent.await?)
-    }
-
-    async fn wait_until_alone(
-        &self,
-        cgroup: &str,
-        init: i32,
+        container: &Arc<Container>,
+        signal: Signal,
         patience: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<i32>, Error> {
         let services = Arc::clone(self.services());
-        let name = cgroup.to_owned();
-        let waited = self.services().files.run(move || {
+        let container = Arc::clone(container);
+        let init = i32::try_from(container.record().init_pid).unwrap_or(-1);
+        let round = self.services().files.run(move || {
+            // Read anew in each round: a pea may have been started meanwhile.
+            let groups = Groups::of(&container);
+            groups.signal(&services.cgroups, signal, init);
             let deadline = Instant::now() + patience;
-            while Instant::now() < deadline {
-                let place = Place::Container(&name);
-                if services
-                    .cgroups
-                    .processes(&place)
-                    .iter()
-                    .all(|pid| *pid == init)
-                {
-                    return;
+            loop {
+                let mut left = groups.processes(&services.cgroups);
+                left.retain(|pid| *pid != init);
+                if left.is_empty() || Instant::now() >= deadline {
+                    return left;
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
         });
-        Ok(waited.await?)
+        Ok(round.await?)
     }
 
     /// Destroys every container. For a server that exists for one command.

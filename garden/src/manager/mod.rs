@@ -1,8 +1,10 @@
 //! The manager: all containers of one server.
 //!
 //! - `create`, `destroy`: a container's beginning and end.
+//! - `limits`: changing what a container may use.
 //! - `run`: processes and peas in it.
 //! - `restore`: finding everything again after a restart.
+//! - `health`: its health checks, and the events of all.
 //! - `cleaner`: the stages of teardown.
 //! - `backend`: the manager as the API server sees it.
 //!
@@ -13,6 +15,8 @@ mod backend;
 mod cleaner;
 mod create;
 mod destroy;
+mod health;
+mod limits;
 mod restore;
 mod run;
 
@@ -33,6 +37,7 @@ use crate::services::{Services, lock};
 use cleaner::Cleaner;
 pub use garden_peas::TeardownMode;
 pub use garden_rootfs::{Unmount, WithoutQuota};
+pub(crate) use run::start_known as start_process;
 
 /// All containers of one server. Cheap to clone.
 #[derive(Clone)]
@@ -77,6 +82,10 @@ impl Manager {
             containers: Mutex::default(),
         }));
         manager.restore().await?;
+        if let Some(interval) = manager.services().options.throttling {
+            let services = Arc::downgrade(manager.services());
+            tokio::spawn(crate::metrics::throttle::run(services, interval));
+        }
         Ok(manager)
     }
 
@@ -107,7 +116,9 @@ impl Manager {
 
     /// Forgets a container.
     fn remove(&self, handle: &Handle) {
-        lock(&self.0.containers).remove(handle);
+        if let Some(container) = lock(&self.0.containers).remove(handle) {
+            self.services().free_ids(&container.record());
+        }
         lock(&self.services().pods).remove(handle.as_str());
     }
 
@@ -148,8 +159,9 @@ impl Manager {
 }
 
 fn open_blocking(options: &Options) -> Result<(Depot, Cgroups, Store), Error> {
+    options.policy.check()?;
     let depot = Depot::open(&options.runtime_dir)?;
-    let cgroups = Cgroups::open(options.tag.as_deref())?;
+    let cgroups = Cgroups::open(options.tag.as_deref(), options.cgroups.clone())?;
     let mut store = StoreOptions::new(&options.store_dir);
     store.unmount = options.unmount;
     store.without_quota = options.without_quota;

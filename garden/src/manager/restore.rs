@@ -6,6 +6,7 @@
 //! serves meanwhile.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use garden_peas::Found;
@@ -17,16 +18,16 @@ use tokio::sync::watch;
 use super::create::{INIT, open_root};
 use super::run::{exit_of, follow_exec, follow_pea};
 use super::{Manager, cleaner};
-use crate::cgroup::Place;
-use crate::container::exits::Exits;
+use crate::container::exits::{self, Exits};
 use crate::container::peas::{self, PeaProcess};
 use crate::container::process::ProcessEntry;
 use crate::container::{Container, launch};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
+use crate::events::EventKind;
 use crate::model::{ContainerSpec, Handle};
 use crate::runtime::shim::Shim;
-use crate::services::{new_instance, now_ms};
+use crate::services::{Services, new_instance, now_ms};
 
 impl Manager {
     pub(super) async fn restore(&self) -> Result<(), Error> {
@@ -69,7 +70,7 @@ impl Manager {
     fn abandon(&self, handle: &Handle, record: &ContainerRecord) -> Result<(), Error> {
         let services = self.services();
         for process in services.depot.container(handle)?.read_processes() {
-            if process.pea {
+            if process.pea || process.check {
                 self.abandon_pea(handle, record, &process);
             }
         }
@@ -82,6 +83,7 @@ impl Manager {
         Ok(())
     }
 
+    /// Hands what a pea, or a run of a health check, left to the teardown queue.
     fn abandon_pea(&self, handle: &Handle, record: &ContainerRecord, process: &ProcessRecord) {
         let services = self.services();
         if services.queue().has(&process.instance) {
@@ -95,7 +97,7 @@ impl Manager {
             instance: process.instance.clone(),
             resources: Resources {
                 cgroups: vec![peas::group_path(&place)],
-                rootfs: Some(process.instance.clone()),
+                rootfs: process.pea.then(|| process.instance.clone()),
                 records: vec![services.depot.container_path(handle)],
                 ..Resources::default()
             },
@@ -114,6 +116,7 @@ impl Manager {
             .find(|state| state.id == INIT && state.exit.is_none())
             .ok_or_else(|| Error::host("the container is not running", "its init has ended"))?;
         let root = open_root(init.pid)?;
+        self.services().claim_ids(&record);
         let exits = Exits::new();
         let _ = exits.expect(INIT);
         let records = dir.read_processes();
@@ -138,8 +141,12 @@ impl Manager {
                 self.take_up_process(&container, process, state, exit).await;
             }
         }
+        super::limits::settle(&container).await;
+        crate::container::oom::watch(&container);
         tracing::info!(%handle, processes = states.len(), "container found");
-        self.insert(container);
+        self.insert(Arc::clone(&container));
+        container.event(EventKind::Found, None);
+        self.open_checks(&container);
         Ok(())
     }
 
@@ -151,7 +158,19 @@ impl Manager {
         exit: watch::Receiver<Option<garden_wire::ExitRecord>>,
     ) {
         let queue = self.services().queue();
-        if process.pea && queue.has(&process.instance) {
+        if (process.pea || process.check) && queue.has(&process.instance) {
+            return;
+        }
+        if process.check {
+            // Nobody waits for what it would say: its check is made anew.
+            self.abandon_pea(&container.handle, &container.record(), &process);
+            if state.is_some_and(|state| state.exit.is_none()) {
+                let shim = container.shim.clone();
+                tokio::spawn(async move {
+                    exits::wait(exit).await;
+                    let _ = shim.forget(&process.instance).await;
+                });
+            }
             return;
         }
         let Some(state) = state else {
@@ -232,7 +251,7 @@ impl Manager {
             },
         };
         match container.peas().adopt(found) {
-            Ok(pea) => follow_pea(entry, pea),
+            Ok(pea) => follow_pea(container, entry, pea, process.own_limits),
             Err(error) => tracing::warn!(process = %process.id, %error, "pea not taken up"),
         }
     }
@@ -264,7 +283,8 @@ impl Manager {
             }
             for name in services.depot.gone_names()? {
                 if !queue.has(&name) {
-                    let _ = std::fs::remove_dir_all(services.depot.gone(&name));
+                    // Retired, but its job was not on file yet. Its supervisor may still live.
+                    queue.enqueue(orphan(&services, name));
                 }
             }
             for group in services.cgroups.names() {
@@ -273,20 +293,30 @@ impl Manager {
                     || busy.iter().any(|handle| belongs(&group, handle));
                 if !in_use {
                     tracing::info!(group, "cgroup without an owner");
-                    let place = Place::Container(&group);
-                    let patience = std::time::Duration::from_secs(2);
-                    let killed = services.cgroups.kill(&place);
-                    let gone = killed.and_then(|()| services.cgroups.remove(&place, patience));
-                    if let Err(error) = gone {
-                        // Not a reason not to serve; the next start tries again.
-                        let error = crate::error::report(&error);
-                        tracing::warn!(group, error, "a cgroup without an owner stays");
-                    }
+                    // What lives in it may take its time to die; serving does not wait for that.
+                    queue.enqueue(orphan(&services, group));
                 }
             }
             Ok::<_, Error>(())
         });
         sweep.await?
+    }
+}
+
+/// What a name without a record may stand for: a retired directory, a cgroup, a root filesystem.
+/// Whatever of these there is goes.
+fn orphan(services: &Services, name: String) -> Target {
+    Target {
+        kind: JobKind::Container,
+        container: name.clone(),
+        process: None,
+        resources: Resources {
+            cgroups: vec![PathBuf::from(&name)],
+            rootfs: Some(name.clone()),
+            records: vec![services.depot.gone(&name)],
+            ..Resources::default()
+        },
+        instance: name,
     }
 }
 

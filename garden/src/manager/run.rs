@@ -4,6 +4,7 @@ use std::os::fd::AsFd as _;
 use std::sync::{Arc, OnceLock};
 
 use garden_peas::parts::{Order, PeaName};
+use garden_peas::teardown::{Kind as JobKind, Target};
 use garden_peas::{Pea, RunError};
 use garden_wire::{ExitRecord, Kind};
 use tokio::sync::watch;
@@ -11,15 +12,18 @@ use tokio::sync::watch;
 use super::Manager;
 use crate::bundle::{self, ProcessInput};
 use crate::cgroup::Group;
+use crate::checks;
 use crate::container::launch::{self, Passed, StartOrder};
 use crate::container::peas::{self, PeaImage, PeaSpec};
 use crate::container::process::ProcessEntry;
-use crate::container::{Container, exits};
+use crate::container::{Container, exits, oom};
 use crate::depot::{ContainerRecord, ProcessRecord};
 use crate::error::Error;
-use crate::model::{Exit, Handle, ProcessId, ProcessSpec};
+use crate::events::EventKind;
+use crate::metrics::Seat;
+use crate::model::{Exit, Handle, Limits, ProcessId, ProcessSpec};
 use crate::process::Attachment;
-use crate::services::{Services, new_instance};
+use crate::services::{self, Services, new_instance};
 use crate::{env, users};
 
 impl Manager {
@@ -49,6 +53,14 @@ impl Manager {
                     .to_owned(),
             ));
         }
+        if !spec.is_pea() && spec.pids.is_some() {
+            return Err(Error::Invalid(
+                "a limit on processes is for a process with an image: others share their \
+                 container's"
+                    .to_owned(),
+            ));
+        }
+        self.services().cgroups.check(&peas::limits(&spec))?;
         // On a task of its own: what has begun to start is either known or undone, whatever
         // becomes of the caller.
         let task = tokio::spawn(start(container, spec));
@@ -62,16 +74,32 @@ impl Manager {
     /// [`Error::ContainerNotFound`], [`Error::ProcessNotFound`].
     pub fn attach_process(&self, handle: &Handle, id: &ProcessId) -> Result<Attachment, Error> {
         let container = self.find(handle)?;
-        container
+        let entry = container
             .process(id)
-            .and_then(|entry| entry.attach(&container.shim))
-            .ok_or_else(|| Error::ProcessNotFound(id.clone()))
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        let attachment = entry
+            .attach(&container.shim)
+            .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
+        // Nobody waited for it when it ended; now somebody is told.
+        if container.forget_waited(&entry) && !entry.pea {
+            container.dir.remove_process(&entry.instance);
+        }
+        Ok(attachment)
     }
 }
 
 async fn start(container: Arc<Container>, spec: ProcessSpec) -> Result<Attachment, Error> {
+    let (_, attachment) = start_known(container, spec).await?;
+    Ok(attachment)
+}
+
+/// Starts a process or a pea in a container that is not being destroyed.
+pub(crate) async fn start_known(
+    container: Arc<Container>,
+    spec: ProcessSpec,
+) -> Result<(Arc<ProcessEntry>, Attachment), Error> {
     let id = spec.id.clone().unwrap_or_else(ProcessId::generate);
-    let pea = spec.is_pea();
+    let (pea, check) = (spec.is_pea(), spec.check);
     let entry = ProcessEntry::new(id, new_instance(), pea, spec.path.clone());
     container.reserve(&entry)?;
     let started = if pea {
@@ -90,8 +118,11 @@ async fn start(container: Arc<Container>, spec: ProcessSpec) -> Result<Attachmen
             container.exits.forget(&entry.instance);
             container.dir.remove_process(&entry.instance);
         }
+        if check && !pea {
+            tear_down_check(&container, &entry);
+        }
     }
-    attachment
+    Ok((entry, attachment?))
 }
 
 async fn start_exec(
@@ -101,12 +132,13 @@ async fn start_exec(
 ) -> Result<(), Error> {
     let record = container.record();
     let privileged = record.spec.privileged;
-    let (user, group) = prepare(container, &record, spec.user.clone()).await?;
+    let (user, group) = prepare(container, &record, entry, &spec).await?;
+    let owner = services::owner(&container.services.ids(&record), &user)?;
     let mut passed = Passed::default();
     passed.add_group(group);
     let ends = match spec.tty {
         Some(_) => None,
-        None => Some(launch::pipes(&mut passed)?),
+        None => Some(launch::pipes(&mut passed, owner)?),
     };
     let environment = env::effective(&[&record.image_env, &record.spec.env, &spec.env], &user);
     let oci = bundle::exec(
@@ -120,14 +152,14 @@ async fn start_exec(
             additional_gids: &user.additional_gids,
             rlimits: &spec.rlimits,
             terminal: spec.tty.is_some(),
+            confinement: container.services.options.policy.confinement(privileged),
         },
     )?;
     let exit = container.exits.expect(&entry.instance);
-    container.dir.write_process(&ProcessRecord::new(
-        entry.id.clone(),
-        entry.instance.clone(),
-        spec.path.clone(),
-    ))?;
+    let mut process =
+        ProcessRecord::new(entry.id.clone(), entry.instance.clone(), spec.path.clone());
+    process.check = spec.check;
+    container.dir.write_process(&process)?;
     let order = StartOrder {
         instance: &entry.instance,
         kind: Kind::Exec,
@@ -143,7 +175,12 @@ async fn start_exec(
         (None, None) => return Err(Error::host("cannot run the process", "no terminal came")),
     };
     entry.started(pid, streams);
-    follow_exec(container, entry, exit);
+    if spec.check {
+        follow_check(container, entry, exit);
+    } else {
+        container.event(EventKind::Started, Some(&entry.id));
+        follow_exec(container, entry, exit);
+    }
     Ok(())
 }
 
@@ -155,31 +192,87 @@ pub(super) fn follow_exec(
 ) {
     let entry = Arc::clone(entry);
     let shim = container.shim.clone();
+    let container = Arc::downgrade(container);
     tokio::spawn(async move {
         if let Some(record) = exits::wait(exit).await {
+            if let (true, Some(container)) = (record.out_of_memory, container.upgrade()) {
+                tell_out_of_memory(&container, &entry, false).await;
+            }
             entry.announce(exit_of(&record)).await;
+            if let Some(container) = container.upgrade() {
+                let (code, oom) = (record.code, record.out_of_memory);
+                container.event(EventKind::Exited { code, oom }, Some(&entry.id));
+            }
             log_exit(&entry, &record);
+            let forgotten = container
+                .upgrade()
+                .is_some_and(|container| container.forget_waited(&entry));
             entry.output_over().await;
-            // Its record on file stays, for a server that restarts.
             let _ = shim.forget(&entry.instance).await;
+            // Else its record on file stays, for a server that restarts.
+            if let (true, Some(container)) = (forgotten, container.upgrade()) {
+                container.dir.remove_process(&entry.instance);
+            }
         }
     });
 }
 
-/// Looks the user up in the container and opens its cgroup: one trip to a worker thread.
+/// Announces the exit of a run of a health check in the container. Nothing of it stays.
+fn follow_check(
+    container: &Arc<Container>,
+    entry: &Arc<ProcessEntry>,
+    exit: watch::Receiver<Option<ExitRecord>>,
+) {
+    let (container, entry) = (Arc::clone(container), Arc::clone(entry));
+    tokio::spawn(async move {
+        if let Some(record) = exits::wait(exit).await {
+            tear_down_check(&container, &entry);
+            entry.reaped(record.exited_at_ns);
+            entry.announce(exit_of(&record)).await;
+        }
+    });
+}
+
+/// Hands what a run of a health check in the container left to the teardown queue.
+pub(super) fn tear_down_check(container: &Container, entry: &ProcessEntry) {
+    let record = container.record();
+    let mut resources = peas::resources(container, &record.cgroup, &entry.instance, false);
+    resources.rootfs = None;
+    container.services.queue().enqueue(Target {
+        kind: JobKind::Pea,
+        container: container.handle.to_string(),
+        process: Some(entry.id.to_string()),
+        instance: entry.instance.clone(),
+        resources,
+    });
+}
+
+/// Looks the user up in the container and opens its cgroup, or makes that of a health check: one
+/// trip to a worker thread.
 async fn prepare(
     container: &Arc<Container>,
     record: &ContainerRecord,
-    user: Option<String>,
+    entry: &ProcessEntry,
+    spec: &ProcessSpec,
 ) -> Result<(users::User, Group), Error> {
+    let user = spec.user.clone();
+    let instance = spec.check.then(|| entry.instance.clone());
     let files = &container.services.files;
     let container = Arc::clone(container);
     let services = Arc::clone(&container.services);
-    let cgroup = record.cgroup.clone();
+    let (cgroup, limits) = (record.cgroup.clone(), record.spec.limits.clone());
     let devices = Services::devices(record.spec.privileged);
     let prepared = files.run(move || {
         let user = users::resolve(container.root.as_fd(), user.as_deref().unwrap_or_default())?;
-        let group = services.cgroups.open_container(&cgroup, devices)?;
+        let group = match &instance {
+            None => services.cgroups.open_container(&cgroup, &limits, devices)?,
+            Some(instance) => {
+                let place = peas::place(&cgroup, instance, false);
+                services
+                    .cgroups
+                    .create(&place, &Limits::default(), &limits, devices)?
+            }
+        };
         Ok::<_, Error>((user, group))
     });
     prepared.await?
@@ -193,12 +286,13 @@ async fn start_pea(
     let Some(image) = spec.image.clone() else {
         return Err(Error::host("cannot run the pea", "it has no image"));
     };
-    let own_limits = spec.own_limits.is_some();
+    let (own_limits, check) = (spec.own_limits.is_some(), spec.check);
     let record = container.record();
     let mut process =
         ProcessRecord::new(entry.id.clone(), entry.instance.clone(), spec.path.clone());
     process.pea = true;
     process.own_limits = own_limits;
+    process.check = spec.check;
     container.dir.write_process(&process)?;
     let streams = Arc::new(OnceLock::new());
     let order = Order {
@@ -231,19 +325,61 @@ async fn start_pea(
         ));
     };
     entry.started(pea.pid, streams);
-    follow_pea(entry, pea);
+    if !check {
+        container.event(EventKind::PeaStarted, Some(&entry.id));
+    }
+    follow_pea(container, entry, pea, own_limits);
     Ok(())
 }
 
 /// Announces a pea's exit when its teardown is on file.
-pub(super) fn follow_pea(entry: &Arc<ProcessEntry>, pea: Pea<ExitRecord>) {
-    let entry = Arc::clone(entry);
+pub(super) fn follow_pea(
+    container: &Arc<Container>,
+    entry: &Arc<ProcessEntry>,
+    pea: Pea<ExitRecord>,
+    own_limits: bool,
+) {
+    let seat = Seat {
+        container: Arc::downgrade(container),
+        instance: entry.instance.clone(),
+        own_limits,
+    };
+    container.services.pea_index.add(entry.id.clone(), seat);
+    let (container, entry) = (Arc::downgrade(container), Arc::clone(entry));
     tokio::spawn(async move {
-        if let Ok(record) = pea.wait().await {
+        let ended = pea.wait().await;
+        let container = container.upgrade();
+        if let Some(container) = &container {
+            let index = &container.services.pea_index;
+            index.remove(&entry.id, &entry.instance);
+        }
+        if let Ok(record) = ended {
+            if let (Some(container), true) = (&container, record.out_of_memory) {
+                tell_out_of_memory(container, &entry, own_limits).await;
+            }
+            entry.reaped(record.exited_at_ns);
             entry.announce(exit_of(&record)).await;
+            let told = container
+                .as_ref()
+                .filter(|_| !checks::is_run(entry.id.as_str()));
+            if let Some(container) = told {
+                let (code, oom) = (record.code, record.out_of_memory);
+                container.event(EventKind::PeaExited { code, oom }, Some(&entry.id));
+            }
             log_exit(&entry, &record);
+            if let Some(container) = container {
+                container.forget_waited(&entry);
+            }
         }
     });
+}
+
+/// Has what the exit of a process says of its memory known before the exit is.
+async fn tell_out_of_memory(container: &Arc<Container>, entry: &ProcessEntry, own_limits: bool) {
+    tracing::info!(handle = %container.handle, process = %entry.id, "ran out of memory");
+    if !own_limits {
+        oom::look(container).await;
+    }
 }
 
 /// How long it took from the moment the supervisor reaped it until all attachments knew.

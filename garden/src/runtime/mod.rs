@@ -16,7 +16,9 @@ pub(crate) fn failure(failure: Failure) -> Error {
     match failure.kind {
         FailureKind::ExecutableNotFound => Error::ExecutableNotFound(failure.message),
         FailureKind::NotExecutable => Error::NotExecutable(failure.message),
-        FailureKind::WorkingDirectory => Error::Invalid(failure.message),
+        FailureKind::WorkingDirectory | FailureKind::ResourceLimit => {
+            Error::Invalid(failure.message)
+        }
         _ => Error::host("the container's supervisor refused", failure.message),
     }
 }

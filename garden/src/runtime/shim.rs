@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, FromShim, PROTOCOL, PacketError, ProcessState, Request, Start,
-    Unpack,
+    Answer, Envelope, ExitRecord, FromShim, PROTOCOL, PacketError, Probe, ProcessState, Request,
+    Start, Unpack,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +23,10 @@ use crate::error::Error;
 
 /// The file name of a shim's socket in its container's directory.
 pub const SOCKET: &str = "shim.sock";
+
+/// How long a supervisor may take for its first answer: it never blocks, so one that takes longer
+/// is stopped or stuck, and must not keep a server from serving.
+const HELLO_PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
 type Reply = (Answer, Vec<OwnedFd>);
 type Waiting = HashMap<u64, oneshot::Sender<Reply>>;
@@ -37,6 +41,8 @@ struct Inner {
     /// `None` once the connection has ended: whoever asks then is told at once.
     waiting: Arc<Mutex<Option<Waiting>>>,
     reader: tokio::task::AbortHandle,
+    /// Whether it understands probes.
+    probes: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -106,16 +112,24 @@ impl Shim {
             sequence: AtomicU64::new(0),
             waiting,
             reader,
+            probes: AtomicBool::new(false),
         }));
-        match shim
-            .ask(Request::Hello { protocol: PROTOCOL }, &[])
-            .await?
-            .0
-        {
+        let hello = shim.ask(Request::Hello { protocol: PROTOCOL }, &[]);
+        let (answer, _) =
+            tokio::time::timeout(HELLO_PATIENCE, hello)
+                .await
+                .map_err(|elapsed| {
+                    Error::host("the container's supervisor does not answer", elapsed)
+                })??;
+        match answer {
             Answer::Hello {
                 protocol,
                 processes,
-            } if protocol <= PROTOCOL => Ok((shim, processes, receiver)),
+                probes,
+            } if protocol <= PROTOCOL => {
+                shim.0.probes.store(probes, Ordering::Relaxed);
+                Ok((shim, processes, receiver))
+            }
             Answer::Hello { protocol, .. } => Err(Error::host(
                 "the container's supervisor is of a newer release than this server",
                 format!("it speaks protocol {protocol}, this server up to {PROTOCOL}"),
@@ -148,6 +162,28 @@ impl Shim {
     /// What the container's file system or the archive brought up.
     pub async fn unpack(&self, unpack: Unpack, stream: BorrowedFd<'_>) -> Result<(), Error> {
         self.done(Request::Unpack(unpack), &[stream]).await
+    }
+
+    /// Looks from inside the pod's network whether something answers. Returns whether it is as
+    /// expected, what was found, and when that was known, in nanoseconds since the epoch.
+    ///
+    /// # Errors
+    /// When the shim is gone, or of a release that cannot do it.
+    pub async fn probe(&self, probe: Probe) -> Result<(bool, String, u64), Error> {
+        if !self.0.probes.load(Ordering::Relaxed) {
+            return Err(Error::host(
+                "the container's supervisor cannot probe its network",
+                "it is of an older release: create the container anew",
+            ));
+        }
+        match self.ask(Request::Probe(probe), &[]).await?.0 {
+            Answer::Probed {
+                passed,
+                message,
+                at_ns,
+            } => Ok((passed, message, at_ns)),
+            answer => Err(out_of_step(&answer)),
+        }
     }
 
     /// Sends a signal. A process that has ended meanwhile is no error here.
@@ -297,5 +333,56 @@ async fn read(
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::os::fd::AsFd as _;
+
+    /// Connects to a supervisor that answers the first request with these words.
+    async fn greet(answer: Value) -> Result<usize, Error> {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = std::fs::File::open(directory.path()).unwrap();
+        let listener = listen(opened.as_fd()).unwrap();
+        let supervisor = std::thread::spawn(move || {
+            let server = rustix::net::accept(&listener).unwrap();
+            let asked = garden_wire::receive::<Value>(server.as_fd()).unwrap();
+            let sequence = &asked.value["sequence"];
+            let message = json!({"is": "answer", "sequence": sequence, "answer": answer});
+            garden_wire::send(server.as_fd(), &message, &[]).unwrap();
+        });
+        let connected = Shim::connect(opened.as_fd()).await;
+        supervisor.join().unwrap();
+        connected.map(|(_, processes, _)| processes.len())
+    }
+
+    /// As the first release wrote it, and as later ones must go on reading it.
+    #[tokio::test]
+    async fn a_supervisor_of_the_first_release_is_understood() {
+        let process = json!({"id": "init", "kind": "init", "pid": 7});
+        let hello = json!({"answer": "hello", "protocol": 1, "processes": [process]});
+        assert_eq!(greet(hello).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_supervisor_says_beyond_what_is_known_is_passed_over() {
+        let process = json!({"id": "init", "kind": "init", "pid": 7, "mood": "fine"});
+        let hello = json!({"answer": "hello", "protocol": 1, "processes": [process], "x": 1});
+        assert_eq!(greet(hello).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_of_a_newer_release_is_refused_with_both_versions() {
+        let hello = json!({"answer": "hello", "protocol": PROTOCOL + 1, "processes": []});
+        let error = greet(hello).await.unwrap_err();
+        let text = error.report();
+        let newer = (PROTOCOL + 1).to_string();
+        assert!(
+            text.contains("newer release") && text.contains(&newer),
+            "{text}"
+        );
     }
 }

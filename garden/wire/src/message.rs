@@ -5,6 +5,8 @@
 //! talks to it (containers outlive servers), so [`PROTOCOL`] only grows, new fields have
 //! defaults, and the first exchange on each connection is [`Request::Hello`].
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. A server talks to every shim from 1 up to its own.
@@ -97,6 +99,9 @@ pub enum Request {
     },
     /// Unpack a tar stream inside the container. Descriptors: the stream.
     Unpack(Unpack),
+    /// Look from inside the pod's network whether something answers. Only for a shim whose hello
+    /// says that it [`probes`](Answer::Hello::probes): an older one would drop the connection.
+    Probe(Probe),
     /// End the shim. Refused while the container's init lives.
     Shutdown,
 }
@@ -182,6 +187,31 @@ pub struct Unpack {
     pub destination: String,
 }
 
+/// What a [`Request::Probe`] carries: where to connect, and what to expect there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Addresses to try, one after the other, until one accepts the connection.
+    pub addresses: Vec<SocketAddr>,
+    /// All of it may take this long, in milliseconds.
+    pub timeout_ms: u64,
+    /// Ask for this by HTTP; otherwise a connection suffices.
+    #[serde(default)]
+    pub http: Option<HttpProbe>,
+}
+
+/// A GET of HTTP/1.1, of whose answer only the status is read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpProbe {
+    /// Path and query; printable ASCII without spaces.
+    pub path: String,
+    /// The `Host` header; printable ASCII without spaces.
+    pub host: String,
+    /// The lowest status that is a success.
+    pub lowest: u16,
+    /// The highest one.
+    pub highest: u16,
+}
+
 /// What a shim sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
@@ -207,6 +237,9 @@ pub enum Answer {
         protocol: u32,
         /// Every process it knows, ended ones included.
         processes: Vec<ProcessState>,
+        /// Whether it understands [`Request::Probe`].
+        #[serde(default)]
+        probes: bool,
     },
     /// To [`Request::Start`]: it runs. With a terminal, one descriptor: its master.
     Started {
@@ -219,6 +252,15 @@ pub enum Answer {
         streams: Vec<u8>,
         /// Whether the only stream is a terminal's master.
         terminal: bool,
+    },
+    /// To [`Request::Probe`].
+    Probed {
+        /// Whether the answer is as expected.
+        passed: bool,
+        /// What was found, for a person; never more than a line.
+        message: String,
+        /// When that was known: nanoseconds of `CLOCK_REALTIME`.
+        at_ns: u64,
     },
     /// It is done.
     Done,
@@ -245,6 +287,8 @@ pub enum FailureKind {
     NotExecutable,
     /// The working directory cannot be entered.
     WorkingDirectory,
+    /// A resource limit is above what the host lets the server give.
+    ResourceLimit,
     /// No process of that id.
     UnknownProcess,
     /// The process has ended.

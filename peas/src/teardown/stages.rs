@@ -56,6 +56,12 @@ pub trait Stages: Send + Sync + 'static {
     /// must not block its thread: what can hang in the kernel runs on a thread of its own, which
     /// the future waits for. It may take for ever; past its deadline it merely counts as stuck.
     fn run(&self, job: &Job, stage: Stage) -> impl Future<Output = Result<(), StageError>> + Send;
+
+    /// A job is done. Must not wait.
+    fn done(&self, _job: &Job) {}
+
+    /// The stage that a job is in has passed its deadline. Must not wait.
+    fn stuck(&self, _job: &Job) {}
 }
 
 /// A future of one stage that owns all it needs, so that it can outlive its worker.
@@ -64,10 +70,22 @@ pub(super) type Running = Pin<Box<dyn Future<Output = Result<(), StageError>> + 
 /// [`Stages`] without its type, so that [`super::Queue`] has no type parameter.
 pub(super) trait AnyStages: Send + Sync {
     fn start(self: Arc<Self>, job: Arc<Job>) -> Running;
+
+    fn done(&self, job: &Job);
+
+    fn stuck(&self, job: &Job);
 }
 
 impl<S: Stages> AnyStages for S {
     fn start(self: Arc<Self>, job: Arc<Job>) -> Running {
         Box::pin(async move { self.run(&job, job.stage).await })
+    }
+
+    fn done(&self, job: &Job) {
+        Stages::done(self, job);
+    }
+
+    fn stuck(&self, job: &Job) {
+        Stages::stuck(self, job);
     }
 }

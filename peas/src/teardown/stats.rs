@@ -6,19 +6,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::job::Stage;
-
-/// Upper bounds of the duration buckets, in seconds; one more bucket holds what is above.
-pub const BUCKETS_SECONDS: [f64; 14] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0,
-];
-
-const BUCKETS: usize = BUCKETS_SECONDS.len() + 1;
+use crate::histogram::Histogram;
 
 #[derive(Default)]
 struct Counters {
-    buckets: [AtomicU64; BUCKETS],
-    micros: AtomicU64,
-    longest: AtomicU64,
+    runs: Histogram,
     failures: AtomicU64,
     stuck: AtomicU64,
 }
@@ -28,7 +20,7 @@ struct Counters {
 pub struct StageStats {
     /// The stage.
     pub stage: Stage,
-    /// Runs per bucket of [`BUCKETS_SECONDS`] (not cumulative), failed runs included; the last
+    /// Runs per bucket of [`crate::histogram::BUCKETS_SECONDS`] (not cumulative), failed runs included; the last
     /// holds those above the highest bound.
     pub buckets: Vec<u64>,
     /// Sum of all durations, in seconds.
@@ -57,12 +49,7 @@ pub(super) struct Stats {
 impl Stats {
     pub(super) fn record(&self, stage: Stage, took: Duration, failed: bool) {
         let counters = &self.stages[stage.index()];
-        let seconds = took.as_secs_f64();
-        let bucket = BUCKETS_SECONDS.partition_point(|bound| *bound < seconds);
-        counters.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        counters.micros.fetch_add(micros, Ordering::Relaxed);
-        counters.longest.fetch_max(micros, Ordering::Relaxed);
+        counters.runs.record(took);
         counters
             .failures
             .fetch_add(u64::from(failed), Ordering::Relaxed);
@@ -79,13 +66,16 @@ impl Stats {
         Stage::ALL
             .into_iter()
             .zip(&self.stages)
-            .map(|(stage, counters)| StageStats {
-                stage,
-                buckets: counters.buckets.iter().map(load).collect(),
-                sum_seconds: load(&counters.micros) as f64 / 1e6,
-                max_seconds: load(&counters.longest) as f64 / 1e6,
-                failures: load(&counters.failures),
-                stuck: load(&counters.stuck),
+            .map(|(stage, counters)| {
+                let runs = counters.runs.read();
+                StageStats {
+                    stage,
+                    buckets: runs.buckets,
+                    sum_seconds: runs.sum_seconds,
+                    max_seconds: runs.max_seconds,
+                    failures: load(&counters.failures),
+                    stuck: load(&counters.stuck),
+                }
             })
             .collect()
     }

@@ -143,6 +143,7 @@ impl Shared {
     fn report_stuck(&self, job: &Job, deadline: Duration) {
         self.stats.record_stuck(job.stage);
         self.set_phase(job.id, Phase::Stuck);
+        self.stages.stuck(job);
         tracing::error!(
             stage = %job.stage, ?deadline,
             "teardown stage is stuck; it goes on aside and the job continues when it returns"
@@ -198,6 +199,7 @@ impl Shared {
             tracing::warn!(%error, "cannot remove the file of a finished teardown");
         }
         self.leave(job);
+        self.stages.done(job);
         tracing::debug!(
             parent: Span::current(),
             duration_us = started.elapsed().as_micros(),

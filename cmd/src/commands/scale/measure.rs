@@ -16,14 +16,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::disk::Mounted;
 use super::instance::{Common, Healthy, Pending};
-use super::place::Place;
 use super::report::{Report, Setting};
 use super::stages::Record;
-use super::{Mode, ScaleArgs, Teardown, Unmount, blocking, images};
+use super::{Mode, ScaleArgs, Teardown, Unmount, images};
 use crate::commands::{print, print_json};
 use crate::host;
+use crate::lab::blocking;
+use crate::lab::disk::{FileSystem, Mounted};
+use crate::lab::place::Place;
 
 /// How often the server is asked what it still has to clean up.
 const SAMPLE: Duration = Duration::from_millis(10);
@@ -58,7 +59,7 @@ async fn in_place(args: &ScaleArgs, place: &Place) -> Result<Ended> {
     let (mount, speed, size) = (place.clone(), args.disk_mbps, disk_size(args));
     let mounted = blocking(move || -> Result<_> {
         let records = Mounted::runtime_directory(&mount)?;
-        let disk = speed.map(|speed| Mounted::disk(&mount, size, speed));
+        let disk = speed.map(|speed| Mounted::disk(&mount, FileSystem::Ext4, size, Some(speed)));
         Ok((records, disk.transpose()?))
     });
     let (records, disk) = mounted.await??;

@@ -5,21 +5,18 @@
 //! instances run at the same time, through the API of a server of the run's own, which shares
 //! nothing with one that runs on this host.
 //!
-//! Two processes: the one that was started guards ([`guard`]), the other one measures ([`measure`])
-//! in a mount namespace of its own. Whichever is killed, the other one cleans up.
+//! The one process guards, the other one measures ([`measure`]): see [`crate::lab`].
 
-mod disk;
-mod guard;
 mod images;
 mod instance;
 mod measure;
-mod place;
 mod report;
 mod stages;
-mod throttle;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
+
+use crate::lab::{guard, place};
 
 /// Measure what it costs to bring up many instances of an app at once
 #[derive(Debug, Clone, Args)]
@@ -98,11 +95,4 @@ pub(crate) async fn run(args: ScaleArgs) -> Result<u8> {
         }
         None => guard::run().await,
     }
-}
-
-/// Runs what blocks for long (mounts, removals, the making of images) beside the async tasks.
-async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(run)
-        .await
-        .context("a step on the host")
 }

@@ -2,13 +2,14 @@
 //!
 //! Called by the loop for requests that need no worker: each is done when it returns.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use garden_wire::{Answer, Failure, FailureKind, FromShim};
 
 use super::Supervisor;
 use crate::failure::{Result, Step as _, other};
 use crate::process::Process;
+use crate::terminal::set_size;
 
 impl Supervisor {
     fn live(&self, id: &str) -> Result<&Process> {
@@ -102,15 +103,4 @@ fn unknown(id: &str) -> Failure {
         kind: FailureKind::UnknownProcess,
         message: format!("unknown process: {id}"),
     }
-}
-
-/// Sets a terminal's size; 0 stands for the default of 80 by 24.
-pub(super) fn set_size(terminal: &OwnedFd, columns: u16, rows: u16) -> rustix::io::Result<()> {
-    let size = rustix::termios::Winsize {
-        ws_col: if columns == 0 { 80 } else { columns },
-        ws_row: if rows == 0 { 24 } else { rows },
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    rustix::termios::tcsetwinsize(terminal, size)
 }

@@ -11,11 +11,14 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::process::Process;
 use crate::api::{Backend, Filters, StreamIn, TarStream};
+use crate::checks::health::{HealthState, Verdict};
+use crate::checks::{CheckSpec, CheckStatus, HealthStatus};
 use crate::error::Error;
+use crate::events::{Event, EventFilter, EventKind, EventStream};
 use crate::model::{
-    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, Metrics, NetOutRule,
-    PortMapping, ProcessId, ProcessInfo, ProcessSpec, PullProgress, PullStage, PulledImage, Signal,
-    TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
+    Metrics, NetOutRule, PortMapping, ProcessId, ProcessInfo, ProcessSpec, PullProgress, PullStage,
+    PulledImage, Signal, TeardownStatus,
 };
 use crate::process::{Attachment, Control};
 
@@ -170,6 +173,7 @@ impl Backend for Fake {
                 .collect(),
             mapped_ports: container.ports.clone(),
             limits: container.spec.limits.clone(),
+            health: None,
         })
     }
 
@@ -297,6 +301,20 @@ impl Backend for Fake {
         self.with(handle, |container| container.spec.limits.clone())
     }
 
+    async fn limits_in_force(&self, handle: &Handle) -> Result<LimitsInForce, Error> {
+        self.with(handle, |container| LimitsInForce {
+            limits: container.spec.limits.clone(),
+            ..LimitsInForce::default()
+        })
+    }
+
+    async fn change_limits(&self, handle: &Handle, change: LimitsChange) -> Result<Limits, Error> {
+        self.with(handle, |container| {
+            container.spec.limits = change.apply(&container.spec.limits);
+            container.spec.limits.clone()
+        })
+    }
+
     async fn net_in(&self, handle: &Handle, mut wish: PortMapping) -> Result<PortMapping, Error> {
         if wish.host_port == 0 {
             wish.host_port = self.next_port.fetch_add(1, Ordering::Relaxed);
@@ -341,6 +359,46 @@ impl Backend for Fake {
             layers: 2,
             bytes: 14,
         })
+    }
+
+    async fn health(&self, handle: &Handle) -> Result<HealthStatus, Error> {
+        self.with(handle, |container| HealthStatus {
+            state: (!container.spec.checks.is_empty()).then_some(HealthState::Starting),
+            checks: container
+                .spec
+                .checks
+                .iter()
+                .map(|spec| CheckStatus {
+                    spec: spec.clone(),
+                    verdict: Verdict::Unknown,
+                    runs: 0,
+                    failures: 0,
+                    last: None,
+                })
+                .collect(),
+            ..HealthStatus::default()
+        })
+    }
+
+    async fn set_checks(&self, handle: &Handle, checks: Vec<CheckSpec>) -> Result<(), Error> {
+        self.with(handle, |container| container.spec.checks = checks)
+    }
+
+    async fn remove_check(&self, handle: &Handle, name: &str) -> Result<(), Error> {
+        self.with(handle, |container| {
+            container.spec.checks.retain(|check| check.name != name);
+        })
+    }
+
+    async fn events(&self, filter: EventFilter) -> Result<EventStream, Error> {
+        let events = [EventKind::Created, EventKind::Started].map(|kind| Event {
+            sequence: 1,
+            time_ms: 5,
+            handle: "h".into(),
+            process: None,
+            kind,
+        });
+        Ok(EventStream::of(filter, events))
     }
 
     async fn teardown(&self) -> Result<TeardownStatus, Error> {

@@ -1,5 +1,6 @@
 //! The server, played with bytes and with our client.
 
+mod health;
 mod hijacked;
 mod plain;
 mod stopping;

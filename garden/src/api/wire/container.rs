@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::limits::WireLimits;
 use super::net::{WireNetOutRule, WirePorts};
 use super::zero;
+use crate::checks::CheckSpec;
 use crate::error::Error;
 use crate::model::{BindMount, ContainerSpec, Handle, ImageRef, NetOutRule};
 
@@ -40,6 +41,9 @@ pub(crate) struct WireContainerSpec {
     pub(crate) netout_rules: Vec<WireNetOutRule>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) netin: Vec<WirePorts>,
+    /// Of our own: checks of its health.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) checks: Vec<CheckSpec>,
 }
 
 /// An image. Present as an object also when there is none.
@@ -181,6 +185,7 @@ impl TryFrom<WireContainerSpec> for ContainerSpec {
             network: (!wire.network.is_empty()).then_some(wire.network),
             net_in: wire.netin.into_iter().map(Into::into).collect(),
             net_out: all::<_, NetOutRule>(wire.netout_rules)?,
+            checks: wire.checks,
         })
     }
 }
@@ -204,6 +209,7 @@ impl From<&ContainerSpec> for WireContainerSpec {
             limits: (&spec.limits).into(),
             netout_rules: spec.net_out.iter().map(Into::into).collect(),
             netin: spec.net_in.iter().copied().map(Into::into).collect(),
+            checks: spec.checks.clone(),
         }
     }
 }

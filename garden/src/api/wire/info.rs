@@ -300,6 +300,7 @@ impl From<WireMetrics> for Metrics {
             max_pids: (wire.pid_stat.max > 0).then_some(wire.pid_stat.max),
             age: Duration::from_nanos(wire.age),
             cpu_entitlement: Duration::from_nanos(wire.cpu_entitlement),
+            missing: Vec::new(),
         }
     }
 }

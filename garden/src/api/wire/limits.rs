@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::zero;
 use crate::error::Error;
-use crate::model::{DiskLimit, DiskScope, Limits};
+use crate::model::{DiskLimit, DiskScope, IoLimits, Limits};
 
 /// All limits of a container.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -17,6 +17,9 @@ pub(crate) struct WireLimits {
     pub(crate) disk_limits: WireDisk,
     pub(crate) memory_limits: WireMemory,
     pub(crate) pid_limits: WirePids,
+    /// Ours: Garden's API has no word for it.
+    #[serde(skip_serializing_if = "zero")]
+    pub(crate) io_limits: IoLimits,
 }
 
 /// Bytes per second; accepted and, as in Guardian, without effect.
@@ -37,6 +40,9 @@ pub(crate) struct WireCpu {
     weight: u64,
     #[serde(skip_serializing_if = "zero")]
     limit_in_shares: u64,
+    /// Ours: most CPU time, in thousandths of one CPU.
+    #[serde(skip_serializing_if = "zero")]
+    limit_in_millis: u64,
 }
 
 /// A disk quota, of which only the hard limits count.
@@ -64,7 +70,7 @@ pub(crate) struct WireMemory {
 }
 
 /// Processes and threads.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct WirePids {
     #[serde(skip_serializing_if = "zero")]
@@ -77,6 +83,11 @@ pub(crate) struct WirePids {
 pub(crate) struct WireProcessLimits {
     cpu_limits: WireCpu,
     memory_limits: WireMemory,
+    /// Ours, like the next.
+    #[serde(skip_serializing_if = "zero")]
+    pid_limits: WirePids,
+    #[serde(skip_serializing_if = "zero")]
+    io_limits: IoLimits,
 }
 
 fn limited(value: u64) -> Option<u64> {
@@ -105,6 +116,19 @@ impl WireCpu {
         Self {
             weight: 0,
             limit_in_shares: limits.cpu_shares.unwrap_or_default(),
+            limit_in_millis: limits.cpu_millis.unwrap_or_default(),
+        }
+    }
+}
+
+impl WirePids {
+    pub(crate) fn limit(&self) -> Option<u64> {
+        limited(self.max)
+    }
+
+    pub(crate) fn of(pids: Option<u64>) -> Self {
+        Self {
+            max: pids.unwrap_or_default(),
         }
     }
 }
@@ -149,6 +173,8 @@ impl TryFrom<WireLimits> for Limits {
             memory_bytes: wire.memory_limits.bytes(),
             pids: limited(wire.pid_limits.max),
             cpu_shares: wire.cpu_limits.shares(),
+            cpu_millis: limited(wire.cpu_limits.limit_in_millis),
+            io: wire.io_limits,
             disk: wire.disk_limits.limit()?,
         })
     }
@@ -161,9 +187,8 @@ impl From<&Limits> for WireLimits {
             cpu_limits: WireCpu::of(limits),
             disk_limits: WireDisk::of(limits.disk),
             memory_limits: WireMemory::of(limits),
-            pid_limits: WirePids {
-                max: limits.pids.unwrap_or_default(),
-            },
+            pid_limits: WirePids::of(limits.pids),
+            io_limits: limits.io,
         }
     }
 }
@@ -173,7 +198,10 @@ impl From<WireProcessLimits> for Limits {
         Self {
             memory_bytes: wire.memory_limits.bytes(),
             cpu_shares: wire.cpu_limits.shares(),
-            ..Self::default()
+            cpu_millis: limited(wire.cpu_limits.limit_in_millis),
+            pids: wire.pid_limits.limit(),
+            io: wire.io_limits,
+            disk: None,
         }
     }
 }
@@ -183,6 +211,8 @@ impl From<&Limits> for WireProcessLimits {
         Self {
             cpu_limits: WireCpu::of(limits),
             memory_limits: WireMemory::of(limits),
+            pid_limits: WirePids::of(limits.pids),
+            io_limits: limits.io,
         }
     }
 }

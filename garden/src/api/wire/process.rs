@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::container::{WireBindMount, WireImage, all};
-use super::limits::{WireDisk, WireProcessLimits};
+use super::limits::{WireDisk, WirePids, WireProcessLimits};
 use super::zero;
 use crate::error::Error;
 use crate::model::{ProcessId, ProcessSpec, Rlimit, WindowSize};
@@ -57,6 +57,9 @@ pub(crate) struct WireProcessSpec {
     /// Ours: what a pea's root filesystem may grow to. Garden's API has no word for it.
     #[serde(skip_serializing_if = "zero")]
     disk_limits: WireDisk,
+    /// Ours: how many processes a pea may have at once, wherever its cgroup is.
+    #[serde(skip_serializing_if = "zero")]
+    pid_limits: WirePids,
     #[serde(skip_serializing_if = "zero")]
     bind_mounts: Vec<WireBindMount>,
 }
@@ -158,7 +161,9 @@ impl TryFrom<WireProcessSpec> for ProcessSpec {
             image,
             own_limits: wire.limits.map(Into::into),
             disk,
+            pids: wire.pid_limits.limit(),
             bind_mounts: all(wire.bind_mounts)?,
+            check: false,
         })
     }
 }
@@ -185,6 +190,7 @@ impl From<&ProcessSpec> for WireProcessSpec {
             tty: spec.tty.map(Into::into),
             image: WireImage::of(spec.image.as_ref()),
             disk_limits: WireDisk::of(spec.disk),
+            pid_limits: WirePids::of(spec.pids),
             bind_mounts: spec.bind_mounts.iter().map(Into::into).collect(),
         }
     }

@@ -20,7 +20,7 @@ const MEGABYTE: u64 = 1_000_000;
 
 /// The files that hold the limit of one device, and how the limit is taken back.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Throttle {
+pub(crate) struct Throttle {
     /// `major:minor`.
     device: String,
     files: Vec<PathBuf>,
@@ -30,7 +30,7 @@ pub(super) struct Throttle {
 impl Throttle {
     /// Finds out how the writes of `device` can be limited for the run with this tag; sets nothing.
     /// On cgroup v2 it makes the groups of the run and moves this process into one of them.
-    pub(super) fn plan(device: String, tag: &str) -> Result<Self> {
+    pub(crate) fn plan(device: String, tag: &str) -> Result<Self> {
         let hierarchies = Hierarchies::find().context("looking for cgroups")?;
         let v1 = hierarchies.v1.iter().find(|one| one.has("blkio"));
         if let Some(blkio) = v1 {
@@ -48,7 +48,7 @@ impl Throttle {
         write(&subtree, "+io +memory")?;
         // The server of the run makes the first of them, if it is not there, and its containers in it.
         let containers = unified.path.join(format!("garden-{tag}"));
-        let own = unified.path.join(format!("garden-scale-{tag}"));
+        let own = unified.path.join(format!("garden-lab-{tag}"));
         for group in [&containers, &own] {
             fs::create_dir_all(group).with_context(|| format!("making {}", group.display()))?;
         }
@@ -61,7 +61,7 @@ impl Throttle {
     }
 
     /// Sets the limit, in MB (10^6 bytes) per second.
-    pub(super) fn set(&self, megabytes: u64) -> Result<()> {
+    pub(crate) fn set(&self, megabytes: u64) -> Result<()> {
         let bytes = megabytes * MEGABYTE;
         let line = if self.unified {
             format!("{} wbps={bytes}", self.device)
@@ -72,7 +72,7 @@ impl Throttle {
     }
 
     /// Takes the limit back. What is gone already is no fault.
-    pub(super) fn lift(&self) {
+    pub(crate) fn lift(&self) {
         let line = if self.unified {
             format!("{} wbps=max", self.device)
         } else {

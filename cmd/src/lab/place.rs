@@ -1,4 +1,4 @@
-//! Where a run of `scale` keeps everything, and how it is all removed again.
+//! Where a measurement keeps everything, and how it is all removed again.
 //!
 //! A run has a tag, which its cgroups, processes and directories carry, and a directory below
 //! [`BASE`] that names the owner. [`remove`] takes away whatever carries a tag; it is called at the
@@ -17,26 +17,27 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::throttle::Throttle;
 
 /// On a disk: what is stored there is what is measured.
-const BASE: &str = "/var/tmp/garden-scale";
+const BASE: &str = "/var/tmp/garden-lab";
 const OWNER: &str = "owner";
 /// Around the pid of the owner, in hexadecimal: no tag is the beginning of another.
-const PREFIX: &str = "scale";
+const PREFIX: &str = "lab";
 const SUFFIX: &str = "z";
+const ELSEWHERE: &str = "elsewhere";
 const THROTTLE: &str = "throttle.json";
 
 /// The variable that marks every process of a run.
-pub(super) const TAG_VARIABLE: &str = "GARDEN_SCALE_TAG";
+pub(crate) const TAG_VARIABLE: &str = "GARDEN_LAB_TAG";
 
 /// The place of one run.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(crate) struct Place {
     tag: String,
     directory: PathBuf,
 }
 
 impl Place {
     /// Makes the place of a new run, owned by this process.
-    pub(super) fn claim() -> Result<Self> {
+    pub(crate) fn claim() -> Result<Self> {
         let pid = std::process::id();
         let place = Self::of(&format!("{PREFIX}{pid:x}{SUFFIX}"));
         fs::create_dir_all(&place.directory)
@@ -46,7 +47,7 @@ impl Place {
     }
 
     /// The place of this tag, which another process has claimed.
-    pub(super) fn of(tag: &str) -> Self {
+    pub(crate) fn of(tag: &str) -> Self {
         Self {
             tag: tag.to_owned(),
             directory: Path::new(BASE).join(tag),
@@ -54,17 +55,28 @@ impl Place {
     }
 
     /// The text that all names of the run contain.
-    pub(super) fn tag(&self) -> &str {
+    pub(crate) fn tag(&self) -> &str {
         &self.tag
     }
 
     /// A path in it.
-    pub(super) fn join(&self, name: &str) -> PathBuf {
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
+    /// Makes a directory of the run's own in another one, which is removed as the place is.
+    pub(crate) fn directory_in(&self, other: &Path) -> Result<PathBuf> {
+        let other = std::path::absolute(other)?;
+        let path = other.join(format!("garden-{}", self.tag));
+        let note = path.to_str().context("its name is no UTF-8")?;
+        fs::write(self.join(ELSEWHERE), note)
+            .and_then(|()| fs::create_dir(&path))
+            .with_context(|| format!("making {}", path.display()))?;
+        Ok(path)
+    }
+
     /// Notes a limit before it is set, so that it is lifted even when this process is killed.
-    pub(super) fn note(&self, throttle: &Throttle) -> Result<()> {
+    pub(crate) fn note(&self, throttle: &Throttle) -> Result<()> {
         let path = self.join(THROTTLE);
         fs::write(&path, serde_json::to_vec(throttle)?)
             .with_context(|| format!("writing {}", path.display()))
@@ -73,7 +85,7 @@ impl Place {
     /// Removes what carries the tag: processes other than this one, the bandwidth limit, cgroups
     /// and files. (Mounts end with the namespace that only processes of the run are in, and the
     /// loop device with its last mount.) Safe to repeat.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         end_processes(&self.tag);
         if let Ok(content) = fs::read(self.join(THROTTLE))
             && let Ok(throttle) = serde_json::from_slice::<Throttle>(&content)
@@ -81,6 +93,11 @@ impl Place {
             throttle.lift();
         }
         remove_cgroups(&self.tag);
+        if let Ok(elsewhere) = fs::read_to_string(self.join(ELSEWHERE))
+            && elsewhere.ends_with(&format!("/garden-{}", self.tag))
+        {
+            let _ = fs::remove_dir_all(elsewhere);
+        }
         let _ = fs::remove_dir_all(&self.directory);
         // Refused while another run has its own there.
         let _ = fs::remove_dir(BASE);
@@ -88,7 +105,7 @@ impl Place {
 }
 
 /// Removes what runs have left whose owner is gone.
-pub(super) fn remove_stale() {
+pub(crate) fn remove_stale() {
     for entry in fs::read_dir(BASE).into_iter().flatten().flatten() {
         if let Some(tag) = entry.file_name().to_str()
             && !is_owned(tag)

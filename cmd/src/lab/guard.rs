@@ -14,8 +14,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::blocking;
 use super::place::{self, Place};
 
-/// Runs the measuring process to its end; returns its exit code.
-pub(super) async fn run() -> Result<u8> {
+/// Runs the same command line once more, to measure (`--measure TAG` is added to it), to its end;
+/// returns its exit code.
+pub(crate) async fn run() -> Result<u8> {
     let place = blocking(|| {
         place::remove_stale();
         Place::claim()
