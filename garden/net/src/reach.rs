@@ -105,6 +105,11 @@ fn only<T>(subnet: Range<T>) -> Reach<T> {
     }
 }
 
+/// One rule: its ports, and its networks of one family.
+type Open<'a, T> = (&'a [Range<u16>], &'a [Range<T>]);
+/// Ports between two cuts, and what is open there.
+type Segment<T> = (Range<u16>, Vec<Range<T>>);
+
 /// None if there would be too many pieces.
 fn reach<T: Address>(matches: &[&Match], subnet: Range<T>) -> Option<Reach<T>> {
     let of = |protocol| matches.iter().filter(move |one| one.protocol == protocol);
@@ -114,7 +119,7 @@ fn reach<T: Address>(matches: &[&Match], subnet: Range<T>) -> Option<Reach<T>> {
         services: Vec::new(),
     };
     for (protocol, number) in [(Protocol::Tcp, 6), (Protocol::Udp, 17)] {
-        let rules: Vec<(&[Range<u16>], &[Range<T>])> = of(protocol)
+        let rules: Vec<Open<'_, T>> = of(protocol)
             .map(|one| (ports(one), T::of(&one.destination)))
             .filter(|(_, networks)| !networks.is_empty())
             .collect();
@@ -140,9 +145,7 @@ fn ports(one: &Match) -> &[Range<u16>] {
 
 /// Cuts ports where any rule begins or ends, and says which networks are open between two cuts.
 /// None as soon as there are too many pieces: the work is bounded with the result.
-fn segments<T: Address>(
-    rules: &[(&[Range<u16>], &[Range<T>])],
-) -> Option<Vec<(Range<u16>, Vec<Range<T>>)>> {
+fn segments<T: Address>(rules: &[Open<'_, T>]) -> Option<Vec<Segment<T>>> {
     let mut cuts: Vec<u16> = rules
         .iter()
         .flat_map(|(ports, _)| ports.iter())
@@ -150,7 +153,7 @@ fn segments<T: Address>(
         .collect();
     cuts.sort_unstable();
     cuts.dedup();
-    let mut result: Vec<(Range<u16>, Vec<Range<T>>)> = Vec::new();
+    let mut result: Vec<Segment<T>> = Vec::new();
     let mut pieces = 0;
     for (index, start) in cuts.iter().enumerate() {
         let end = cuts.get(index + 1).map_or(u16::MAX, |next| next - 1);
