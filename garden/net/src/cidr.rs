@@ -1,7 +1,7 @@
 //! IPv4 networks, and ranges of addresses.
 //!
 //! [`Cidr`] reads what Go's `net.ParseCIDR` reads and refuses with its words, because clients of
-//! the Garden API know these. [`merge`] makes of any list of ranges the shortest one with the same
+//! the Garden API know these. `merge` makes of any list of ranges the shortest one with the same
 //! members, which is what the kernel's interval sets ask for: they refuse overlaps.
 
 use std::fmt;

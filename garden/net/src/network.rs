@@ -357,22 +357,18 @@ impl Network {
         let _gate = lock(&gate);
         let alone = self.state().subnets.is_alone(assignment);
         // No more packets, then no more rules. What remembers them goes before it could matter.
-        let pair = self
-            .sockets
-            .route()
-            .and_then(|mut socket| links::host::remove(&mut socket, &lease.names.host_interface));
+        let links = self.sockets.route().and_then(|mut socket| {
+            if alone {
+                links::host::remove_subnet(&mut socket, lease)
+            } else {
+                links::host::remove(&mut socket, &lease.names.host_interface)
+            }
+        });
         let rules = self
             .sockets
             .netfilter()
             .and_then(|mut socket| self.firewall.remove(&mut socket, lease, alone));
-        let bridge = if alone {
-            self.sockets
-                .route()
-                .and_then(|mut socket| links::host::remove(&mut socket, &lease.names.bridge))
-        } else {
-            Ok(())
-        };
-        pair.and(rules).and(bridge)?;
+        links.and(rules)?;
         let mut state = self.state();
         state.freed.note(lease);
         state.subnets.release(assignment);

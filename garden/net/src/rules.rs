@@ -1,7 +1,7 @@
 //! What a container may reach: NetOut rules, checked and brought into the filter's terms.
 //!
-//! [`NetOutRule`] is what a client says, in the words of the Garden API. [`compile`] refuses what
-//! has no meaning, before anything is made, and leaves [`Match`]es: one per family, whatever the
+//! [`NetOutRule`] is what a client says, in the words of the Garden API. `compile` refuses what
+//! has no meaning, before anything is made, and leaves `Match`es: one per family, whatever the
 //! number of networks and ports, because these become sets.
 
 use std::net::IpAddr;

@@ -23,7 +23,7 @@ use crate::netlink::{Refusal, Socket};
 use crate::reach::Plan;
 use table::{Changes, SUBSYSTEM, Table};
 
-/// What [`Firewall::reconcile`] had to do.
+/// What had to be done for the packet filter to be what the records say.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Repair {
     /// Chains and elements removed, because no record knows them.
