@@ -1,14 +1,16 @@
-//! Connections that the kernel remembers of a container that is gone.
+//! Connections that the kernel remembers of containers that are gone.
 //!
 //! An address is handed to somebody else one day, and with it would go what the kernel remembers
-//! of its connections: established ones, and where they were redirected to. So they are deleted
-//! when an address is freed. Whatever came through a mapped port has the container's address on
-//! its way back, so ports need no search of their own.
+//! of its connections: established ones, and where they were redirected to. To find them the kernel
+//! walks its whole table, which takes milliseconds on a large host; so it is not done when a
+//! container goes, but before anything of it is handed out again, and then for all that have gone
+//! meanwhile ([`Freed`]). Until then nobody has the address.
 //!
-//! The kernel picks out the entries (Linux 5.8; an older one sends all of them), and each is
-//! compared again here before it is deleted: a filter that an old kernel does not understand must
-//! not become a flush of the host's connections.
+//! For a few addresses the kernel picks out the entries (Linux 5.8; an older one sends all of
+//! them). Each is compared again here before it is deleted: a filter that an old kernel does not
+//! understand must not become a flush of the host's connections.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use rustix::io::Errno;
@@ -37,25 +39,83 @@ const HEADER: usize = 4;
 /// Deletions sent at once.
 const DELETE_AT_ONCE: usize = 200;
 
-/// Deletes every connection from or to a container's addresses.
-pub(crate) fn forget(socket: &mut Socket, lease: &Lease) -> Result<(), KernelError> {
+/// More addresses than this are looked for in one walk over all entries.
+const FEW: usize = 4;
+
+/// What was given back, and may still be remembered.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Freed {
+    addresses: HashSet<IpAddr>,
+    /// Host ports: their connections are found by the container's address.
+    ports: HashSet<u16>,
+}
+
+impl Freed {
+    /// Notes what a container had.
+    pub(crate) fn note(&mut self, lease: &Lease) {
+        self.addresses.extend(addresses(lease));
+        self.ports.extend(lease.ports.iter().map(|port| port.host));
+    }
+
+    /// Whether a lease, or a port, is of what somebody else had.
+    pub(crate) fn concerns(&self, lease: &Lease) -> bool {
+        addresses(lease).any(|address| self.addresses.contains(&address))
+            || lease
+                .ports
+                .iter()
+                .any(|port| self.ports.contains(&port.host))
+    }
+
+    /// Whether somebody else had a host port.
+    pub(crate) fn has_port(&self, port: u16) -> bool {
+        self.ports.contains(&port)
+    }
+
+    /// Strikes out what is forgotten.
+    pub(crate) fn strike(&mut self, forgotten: &Self) {
+        self.addresses
+            .retain(|address| !forgotten.addresses.contains(address));
+        self.ports.retain(|port| !forgotten.ports.contains(port));
+    }
+}
+
+fn addresses(lease: &Lease) -> impl Iterator<Item = IpAddr> {
     let v6 = lease.ipv6.map(|ipv6| IpAddr::V6(ipv6.address));
-    for address in std::iter::once(IpAddr::V4(lease.address)).chain(v6) {
+    std::iter::once(IpAddr::V4(lease.address)).chain(v6)
+}
+
+/// Deletes every connection from or to what was freed.
+pub(crate) fn forget(socket: &mut Socket, freed: &Freed) -> Result<(), KernelError> {
+    let failed = |refusal| {
+        KernelError::new(
+            "delete the connections of containers that are gone",
+            refusal,
+        )
+    };
+    let few: Vec<Option<IpAddr>> = if freed.addresses.len() > FEW {
+        vec![None]
+    } else {
+        freed.addresses.iter().copied().map(Some).collect()
+    };
+    for address in few {
         // From it, and to it, redirected or not.
         for direction in [ORIGINAL, REPLY] {
-            forget_direction(socket, address, direction).map_err(|refusal| {
-                KernelError::new(format!("delete the connections of {address}"), refusal)
-            })?;
+            let request = request(address, direction);
+            forget_some(socket, &request, &freed.addresses, direction).map_err(failed)?;
         }
     }
     Ok(())
 }
 
-fn forget_direction(socket: &mut Socket, address: IpAddr, direction: u16) -> Result<(), Refusal> {
+fn forget_some(
+    socket: &mut Socket,
+    request: &Message,
+    addresses: &HashSet<IpAddr>,
+    direction: u16,
+) -> Result<(), Refusal> {
     let mut doomed: Vec<Message> = Vec::new();
-    let request = request(address, direction);
-    let each = |payload: &[u8]| doomed.extend(deletion(payload, address, direction));
-    match socket.dump(&request, each, || {}) {
+    let each = |payload: &[u8]| doomed.extend(deletion(payload, addresses, direction));
+    match socket.dump(request, each, || {}) {
         // No connection tracking, no connections.
         Err(refusal)
             if matches!(
@@ -77,26 +137,33 @@ fn forget_direction(socket: &mut Socket, address: IpAddr, direction: u16) -> Res
     Ok(())
 }
 
-/// Asks for the connections whose packets of one direction come from an address.
-fn request(address: IpAddr, direction: u16) -> Message {
+/// Asks for the connections whose packets of one direction come from an address; for all without.
+fn request(address: Option<IpAddr>, direction: u16) -> Message {
     let mut message = Message::new(SUBSYSTEM << 8 | GET, 0, &header(address));
-    message
-        .nest(direction, |tuple| {
-            tuple.nest(TUPLE_ADDRESSES, |addresses| {
-                write_source(addresses, address)
+    if let Some(address) = address {
+        message
+            .nest(direction, |tuple| {
+                tuple.nest(TUPLE_ADDRESSES, |addresses| {
+                    write_source(addresses, address)
+                });
+            })
+            .nest(FILTER, |filter| {
+                for one in [ORIGINAL, REPLY] {
+                    let bits = if one == direction { FILTER_SOURCE } else { 0 };
+                    filter.native(one, bits);
+                }
             });
-        })
-        .nest(FILTER, |filter| {
-            for one in [ORIGINAL, REPLY] {
-                let bits = if one == direction { FILTER_SOURCE } else { 0 };
-                filter.native(one, bits);
-            }
-        });
+    }
     message
 }
 
-fn header(address: IpAddr) -> [u8; HEADER] {
-    [if address.is_ipv4() { 2 } else { 10 }, 0, 0, 0]
+fn header(address: Option<IpAddr>) -> [u8; HEADER] {
+    let family = match address {
+        None => 0,
+        Some(IpAddr::V4(_)) => 2,
+        Some(IpAddr::V6(_)) => 10,
+    };
+    [family, 0, 0, 0]
 }
 
 /// Attribute of the source's address: 1 for IPv4, 3 for IPv6.
@@ -118,13 +185,14 @@ fn source(tuple: Reader<'_>) -> Option<IpAddr> {
         .map(|bytes| IpAddr::from(*bytes))
 }
 
-/// The request that deletes this very connection, if it is one of the address.
-fn deletion(payload: &[u8], address: IpAddr, direction: u16) -> Option<Message> {
+/// The request that deletes this very connection, if it is one of the addresses'.
+fn deletion(payload: &[u8], doomed: &HashSet<IpAddr>, direction: u16) -> Option<Message> {
     let attributes = Reader::behind(payload, HEADER);
-    if source(attributes.inner(direction)) != Some(address) {
+    let address = source(attributes.inner(direction))?;
+    if !doomed.contains(&address) {
         return None;
     }
-    let mut message = Message::new(SUBSYSTEM << 8 | DELETE, 0, &header(address));
+    let mut message = Message::new(SUBSYSTEM << 8 | DELETE, 0, &header(Some(address)));
     let original = attributes.get(ORIGINAL)?;
     message.nest(ORIGINAL, |tuple| renest(tuple, original));
     for kind in [ZONE, ID] {

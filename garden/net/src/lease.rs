@@ -88,6 +88,13 @@ impl Lease6 {
             prefix: 96 + assignment.subnet.prefix(),
         }
     }
+
+    /// The first and the last address of the subnet.
+    pub(crate) fn subnet(&self) -> (u128, u128) {
+        let host = u128::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0);
+        let address = u128::from(self.address);
+        (address & !host, address | host)
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod network;
 mod nft;
 mod options;
 pub mod ports;
+mod reach;
 mod rotation;
 pub mod rules;
 mod sockets;

@@ -114,6 +114,17 @@ impl Names {
         })
     }
 
+    /// The number by which the kernel knows the links of a subnet as one: its bridge, and the host's
+    /// ends in it. It follows from the bridge's name, so from instance and subnet, and is far above
+    /// the numbers that people give.
+    pub(crate) fn group(&self) -> u32 {
+        // FNV-1a: spreads names that differ in one digit over the whole range.
+        let hash = self.bridge.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+        hash & 0x3fff_ffff | 0x4000_0000
+    }
+
     /// The chain with the container's rules.
     pub(crate) fn chain(&self) -> String {
         format!("{CHAIN_PREFIX}{}", self.id)
@@ -164,6 +175,24 @@ mod tests {
         }
         assert_eq!(tags[0].bridge(NETWORK), "wbrdg-0afe0004");
         assert_eq!(tags[1].table(), "garden-a");
+    }
+
+    #[test]
+    fn subnets_are_groups_of_their_own() {
+        let tags = ["", "a", "ab"].map(|text| text.parse::<Tag>().unwrap());
+        let group = |tag, number: u32| {
+            Names::new(tag, (0x0afe_0000 + number * 4).into())
+                .unwrap()
+                .group()
+        };
+        let mut groups: Vec<u32> = tags
+            .iter()
+            .flat_map(|tag| (0..2000).map(move |number| group(tag, number)))
+            .collect();
+        groups.sort_unstable();
+        groups.dedup();
+        assert_eq!(groups.len(), 6000);
+        assert!(groups[0] >= 0x4000_0000);
     }
 
     #[test]

@@ -16,16 +16,18 @@ use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::conntrack::{self, Freed};
 use crate::error::{KernelError, NetworkError};
 use crate::lease::{Lease, Lease6, MappedPort};
 use crate::names::{Names, Owned};
 use crate::nft::{Firewall, Repair};
 use crate::options::Options;
 use crate::ports::{PortError, Ports};
+use crate::reach::{Plan, plan};
 use crate::rules::{Match, NetOutRule, RuleError, compile};
 use crate::sockets::Sockets;
 use crate::subnets::{Request, SubnetError, Subnets};
-use crate::{conntrack, forwarding, links};
+use crate::{forwarding, links};
 
 /// What a container asks for.
 #[derive(Debug, Clone, Default)]
@@ -83,6 +85,8 @@ pub struct Network {
 struct State {
     subnets: Subnets,
     ports: Ports,
+    /// Given back, and perhaps still remembered by the kernel.
+    freed: Freed,
     /// By id.
     live: HashMap<String, Arc<Mutex<Lease>>>,
 }
@@ -98,6 +102,7 @@ impl Network {
         let mut state = State {
             subnets: Subnets::new(options.pool),
             ports: Ports::new(options.port_start, options.port_size, options.port_offset)?,
+            freed: Freed::default(),
             live: HashMap::new(),
         };
         let mut rejected = Vec::new();
@@ -137,20 +142,16 @@ impl Network {
     pub fn repair(&self) -> Result<Repair, NetworkError> {
         let _alone = self.changes.write().unwrap_or_else(PoisonError::into_inner);
         let leases = self.leases();
-        let mut compiled = Vec::with_capacity(leases.len());
-        for lease in leases {
-            // They were accepted once; with IPv6 gone since, those about it mean nothing.
-            let matches = lease
-                .rules
-                .iter()
-                .filter_map(|rule| self.compile_one(rule).ok())
-                .flatten()
-                .collect();
-            compiled.push((lease, matches));
-        }
+        let planned: Vec<(Lease, Plan)> = leases
+            .into_iter()
+            .map(|lease| {
+                let plan = self.plan(&lease);
+                (lease, plan)
+            })
+            .collect();
         let mut socket = self.sockets.netfilter()?;
         self.firewall.ensure(&mut socket)?;
-        Ok(self.firewall.reconcile(&mut socket, &compiled)?)
+        Ok(self.firewall.reconcile(&mut socket, &planned)?)
     }
 
     /// Connects a container. What is wrong with the request is found before anything is made; if
@@ -166,7 +167,7 @@ impl Network {
         namespace: BorrowedFd<'_>,
         spec: &Spec,
     ) -> Result<Lease, NetworkError> {
-        let matches = self.compile(&spec.rules)?;
+        self.check(&spec.rules)?;
         let request = Request::parse(&spec.network)?;
         if let Request::Subnet(subnet) | Request::Address(_, subnet) = request
             && subnet.contains(self.options.external)
@@ -180,7 +181,7 @@ impl Network {
         self.state()
             .live
             .insert(lease.names.id.clone(), Arc::clone(&entry));
-        match self.make(&lease, &matches, namespace) {
+        match self.make(&lease, namespace) {
             Ok(()) => Ok(lease),
             Err(error) => {
                 // The address stays reserved if taking away fails as well: whoever got it next
@@ -191,8 +192,9 @@ impl Network {
         }
     }
 
-    /// Disconnects a container: its rules, its links, its connections; the bridge with the last of
-    /// its subnet. Its address and ports are free afterwards. May be repeated.
+    /// Disconnects a container: its rules and its links; the bridge with the last of its subnet. Its
+    /// address and ports are free afterwards, and before anybody gets one of them, the kernel
+    /// forgets their connections. May be repeated.
     ///
     /// # Errors
     /// [`NetworkError::Remove`] with the first step that failed; all others were done.
@@ -223,7 +225,14 @@ impl Network {
     ) -> Result<(MappedPort, Lease), NetworkError> {
         self.change(lease, |current, socket| {
             let port = self.state().ports.reserve(request)?;
-            if let Err(error) = self.firewall.map(socket, current, &[port]) {
+            let concerned = self.state().freed.has_port(port.host);
+            let forgotten = if concerned {
+                self.forget_connections()
+            } else {
+                Ok(())
+            };
+            if let Err(error) = forgotten.and_then(|()| self.firewall.map(socket, current, &[port]))
+            {
                 self.state().ports.release(port.host);
                 return Err(error.into());
             }
@@ -238,10 +247,13 @@ impl Network {
     /// # Errors
     /// A rule without a meaning, or the kernel's refusal.
     pub fn net_out(&self, lease: &Lease, rules: &[NetOutRule]) -> Result<Lease, NetworkError> {
-        let matches = self.compile(rules)?;
+        self.check(rules)?;
         let changed = self.change(lease, |current, socket| {
-            self.firewall.allow(socket, current, &matches)?;
-            current.rules.extend_from_slice(rules);
+            let mut after = current.clone();
+            after.rules.extend_from_slice(rules);
+            self.firewall
+                .allow(socket, current, &self.plan(current), &self.plan(&after))?;
+            *current = after;
             Ok(())
         });
         changed.map(|((), lease)| lease)
@@ -307,17 +319,19 @@ impl Network {
     }
 
     /// Rules come first: an address that has none yet reaches nothing.
-    fn make(
-        &self,
-        lease: &Lease,
-        matches: &[Match],
-        namespace: BorrowedFd<'_>,
-    ) -> Result<(), KernelError> {
-        let gate = self.state().subnets.gate(lease.assignment());
+    fn make(&self, lease: &Lease, namespace: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let (gate, concerned) = {
+            let state = self.state();
+            let gate = state.subnets.gate(lease.assignment());
+            (gate, state.freed.concerns(lease))
+        };
+        if concerned {
+            self.forget_connections()?;
+        }
         {
             let _gate = lock(&gate);
             self.firewall
-                .add(&mut *self.sockets.netfilter()?, lease, matches)?;
+                .add(&mut *self.sockets.netfilter()?, lease, &self.plan(lease))?;
             let mut socket = self.sockets.route()?;
             let bridge = links::host::ensure_bridge(&mut socket, lease)?;
             links::host::create_pair(&mut socket, lease, bridge, namespace)?;
@@ -328,30 +342,35 @@ impl Network {
         result
     }
 
+    /// Lets the kernel forget the connections of all that has gone.
+    fn forget_connections(&self) -> Result<(), KernelError> {
+        let freed = self.state().freed.clone();
+        conntrack::forget(&mut *self.sockets.netfilter()?, &freed)?;
+        self.state().freed.strike(&freed);
+        Ok(())
+    }
+
     /// Takes everything away, as far as it is there; goes on after a failure and returns the first.
     fn dismantle(&self, lease: &Lease) -> Result<(), KernelError> {
         let assignment = lease.assignment();
         let gate = self.state().subnets.gate(assignment);
         let _gate = lock(&gate);
         let alone = self.state().subnets.is_alone(assignment);
-        // No more packets, then no more rules, then nothing that remembers either.
-        let pair = self
-            .sockets
-            .route()
-            .and_then(|mut socket| links::host::remove(&mut socket, &lease.names.host_interface));
-        let rules = self.sockets.netfilter().and_then(|mut socket| {
-            let rules = self.firewall.remove(&mut socket, lease, alone);
-            rules.and(conntrack::forget(&mut socket, lease))
+        // No more packets, then no more rules. What remembers them goes before it could matter.
+        let links = self.sockets.route().and_then(|mut socket| {
+            if alone {
+                links::host::remove_subnet(&mut socket, lease)
+            } else {
+                links::host::remove(&mut socket, &lease.names.host_interface)
+            }
         });
-        let bridge = if alone {
-            self.sockets
-                .route()
-                .and_then(|mut socket| links::host::remove(&mut socket, &lease.names.bridge))
-        } else {
-            Ok(())
-        };
-        pair.and(rules).and(bridge)?;
+        let rules = self
+            .sockets
+            .netfilter()
+            .and_then(|mut socket| self.firewall.remove(&mut socket, lease, alone));
+        links.and(rules)?;
         let mut state = self.state();
+        state.freed.note(lease);
         state.subnets.release(assignment);
         for port in &lease.ports {
             state.ports.release(port.host);
@@ -409,16 +428,29 @@ impl Network {
         Ok(pairs)
     }
 
-    fn compile(&self, rules: &[NetOutRule]) -> Result<Vec<Match>, RuleError> {
-        let mut matches = Vec::with_capacity(rules.len());
-        for rule in rules {
-            matches.append(&mut self.compile_one(rule)?);
-        }
-        Ok(matches)
+    fn check(&self, rules: &[NetOutRule]) -> Result<(), RuleError> {
+        rules
+            .iter()
+            .try_for_each(|rule| self.compile(rule).map(drop))
     }
 
-    fn compile_one(&self, rule: &NetOutRule) -> Result<Vec<Match>, RuleError> {
+    fn compile(&self, rule: &NetOutRule) -> Result<Vec<Match>, RuleError> {
         compile(rule, self.options.ipv6.is_some())
+    }
+
+    /// What a lease's rules are to the kernel. They were accepted once; with IPv6 gone since, those
+    /// about it mean nothing.
+    fn plan(&self, lease: &Lease) -> Plan {
+        let rules = lease
+            .rules
+            .iter()
+            .filter_map(|rule| self.compile(rule).ok());
+        let matches: Vec<Match> = rules.flatten().collect();
+        let subnet = (
+            lease.subnet.network().into(),
+            lease.subnet.broadcast().into(),
+        );
+        plan(&matches, subnet, lease.ipv6.map(|ipv6| ipv6.subnet()))
     }
 
     fn entry(&self, lease: &Lease) -> Option<Arc<Mutex<Lease>>> {

@@ -37,6 +37,7 @@ pub(crate) fn ensure_bridge(socket: &mut Socket, lease: &Lease) -> Result<u32, K
     message
         .text(link::NAME, name)
         .bytes(link::ADDRESS, &address)
+        .native(link::GROUP, lease.names.group())
         .nest(link::INFO, |info| {
             info.text(link::INFO_KIND, "bridge")
                 .nest(link::INFO_DATA, |data| {
@@ -108,6 +109,7 @@ pub(crate) fn create_pair(
     end(&mut message, &lease.names.host_interface);
     message
         .native(link::MASTER, bridge)
+        .native(link::GROUP, lease.names.group())
         .nest(link::INFO, |info| {
             info.text(link::INFO_KIND, "veth")
                 .nest(link::INFO_DATA, |data| {
@@ -145,6 +147,23 @@ pub(crate) fn remove(socket: &mut Socket, name: &str) -> Result<(), KernelError>
     match socket.execute(&[by_name(DELETE_LINK, name)]) {
         Err(refusal) if refusal.errno != Errno::NODEV => {
             Err(KernelError::new(format!("remove the link {name}"), refusal))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a subnet's bridge and what is attached to it, at once: the kernel waits for all processors
+/// several times for a removal, but not for each link of one.
+pub(crate) fn remove_subnet(socket: &mut Socket, lease: &Lease) -> Result<(), KernelError> {
+    let mut message = Message::new(DELETE_LINK, 0, &link_header(0, false));
+    message.native(link::GROUP, lease.names.group());
+    match socket.execute(&[message]) {
+        Err(refusal) if refusal.errno != Errno::NODEV => {
+            let (bridge, pair) = (&lease.names.bridge, &lease.names.host_interface);
+            Err(KernelError::new(
+                format!("remove the bridge {bridge} and the link {pair}"),
+                refusal,
+            ))
         }
         _ => Ok(()),
     }

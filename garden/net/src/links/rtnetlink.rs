@@ -25,6 +25,7 @@ pub(super) mod link {
     pub(in super::super) const INFO_DATA: u16 = 2;
     pub(in super::super) const INFO_PORT_KIND: u16 = 4;
     pub(in super::super) const INFO_PORT_DATA: u16 = 5;
+    pub(in super::super) const GROUP: u16 = 27;
     pub(in super::super) const NAMESPACE: u16 = 28;
     /// `VETH_INFO_PEER`: the other end, a link of its own.
     pub(in super::super) const PEER: u16 = 1;

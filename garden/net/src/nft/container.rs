@@ -1,15 +1,16 @@
-//! A container's part of the table: its chain, and its elements in the sets.
+//! A container's part of the table: its chain, its own sets, and its elements in the shared ones.
 //!
-//! Pure. What a container adds and takes away is a fixed number of messages plus one for each of
-//! its rules (three where a rule lists several ranges), however many other containers there are.
+//! Pure. What a container adds and takes away is a fixed number of messages plus one for each rule
+//! that stays a rule ([`crate::reach`]), however many other containers there are.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::expr::{Base, Family, Program, SetRef, Verdict};
-use super::layout::{BRIDGES, DEFAULT, NAME_LENGTH, Ordered, Sets, intervals, member};
-use super::table::{ANONYMOUS_NAME, Changes, Element, Table, Value, data_type};
+use super::expr::{Base, Family, Meta, Program, SetRef, Verdict};
+use super::layout::{BRIDGES, NAME_LENGTH, Ordered, Sets, intervals, member};
+use super::table::{ANONYMOUS_NAME, Changes, Element, SetKind, Table, Value, data_type, set_flags};
 use crate::cidr::Range;
 use crate::lease::{Lease, MappedPort};
+use crate::reach::{Address, Plan, Reach};
 use crate::rules::{Destination, Match, Protocol, log_prefix};
 
 /// The host's addresses whose ports lead to containers.
@@ -22,53 +23,185 @@ pub(crate) struct External {
 /// An element of a container, and the set it is in.
 pub(super) type Owned = (&'static str, Element);
 
+/// The sets of a container's own, in one family.
+struct OwnSets {
+    family: Family,
+    networks: String,
+    services: String,
+}
+
+impl OwnSets {
+    fn of(lease: &Lease, family: Family) -> Self {
+        let suffix = if family == Family::V4 { "" } else { "6" };
+        Self {
+            family,
+            networks: format!("networks{suffix}-{}", lease.names.id),
+            services: format!("services{suffix}-{}", lease.names.id),
+        }
+    }
+
+    fn create(&self, table: &Table, changes: &mut Changes) {
+        let (address, networks, services): (_, &[u32], &[u32]) = match self.family {
+            Family::V4 => (data_type::IPV4, &[4], &[1, 4, 2]),
+            Family::V6 => (data_type::IPV6, &[16], &[1, 16, 2]),
+        };
+        let set = |flags, key_type, parts| SetKind {
+            flags,
+            key_type,
+            parts,
+            data: None,
+        };
+        table.set(
+            changes,
+            &self.networks,
+            &set(set_flags::INTERVAL, address, networks),
+        );
+        let key = data_type::pair(
+            data_type::pair(data_type::PROTOCOL, address),
+            data_type::SERVICE,
+        );
+        let flags = set_flags::INTERVAL | set_flags::CONCATENATION;
+        table.set(changes, &self.services, &set(flags, key, services));
+    }
+
+    fn write_rules(&self, table: &Table, changes: &mut Changes, chain: &str) {
+        table.rule(changes, chain, |rule| {
+            rule.family(self.family)
+                .destination(self.family, 0)
+                .is_in(0, self.networks.as_str().into())
+                .verdict(Verdict::Accept);
+        });
+        table.rule(changes, chain, |rule| {
+            rule.family(self.family)
+                .meta(Meta::Protocol, 0)
+                .destination(self.family, 1)
+                .destination_port(1 + self.family.length() / 4)
+                .is_in(0, self.services.as_str().into())
+                .verdict(Verdict::Accept);
+        });
+    }
+
+    /// Brings the elements from what they are to what they should be; from nothing, adds all.
+    fn fill<T: Address + Ordered>(
+        &self,
+        table: &Table,
+        changes: &mut Changes,
+        before: Option<&Reach<T>>,
+        after: &Reach<T>,
+    ) {
+        if before.is_none_or(|before| before.networks != after.networks) {
+            if before.is_some() {
+                table.flush_set(changes, &self.networks);
+            }
+            table.add(changes, &self.networks, &intervals(&after.networks));
+        }
+        if before.is_none_or(|before| before.services != after.services) {
+            if before.is_some() {
+                table.flush_set(changes, &self.services);
+            }
+            table.add(changes, &self.services, &services(after));
+        }
+    }
+}
+
+/// Services as elements: from one key to another, part by part.
+fn services<T: Address + Ordered>(reach: &Reach<T>) -> Vec<Element> {
+    let key = |protocol: u8, address: T, port: u16| {
+        [
+            &[protocol, 0, 0, 0][..],
+            &address.bytes(),
+            &port.to_be_bytes(),
+            &[0, 0],
+        ]
+        .concat()
+    };
+    let element = |one: &crate::reach::Service<T>| Element {
+        key: key(one.protocol, one.network.0, one.ports.0),
+        value: Value::Until(key(one.protocol, one.network.1, one.ports.1)),
+    };
+    reach.services.iter().map(element).collect()
+}
+
+fn families(lease: &Lease) -> impl Iterator<Item = Family> {
+    std::iter::once(Family::V4).chain(lease.ipv6.map(|_| Family::V6))
+}
+
 /// Makes a container's chain; its elements come last, when everything they lead to is there.
 pub(super) fn add(
     table: &Table,
     changes: &mut Changes,
     lease: &Lease,
-    matches: &[Match],
+    plan: &Plan,
     external: External,
 ) {
     let chain = lease.names.chain();
-    table.chain(changes, &chain, None, Some(&lease.handle), true);
-    allow(table, changes, lease, matches);
-    table.rule(changes, &chain, |rule| {
-        rule.family(Family::V4)
-            .destination(Family::V4, 0)
-            .mask(0, &lease.subnet.mask().octets())
-            .equals(0, &lease.subnet.network().octets())
-            .verdict(Verdict::Accept);
-    });
-    if let Some(ipv6) = lease.ipv6 {
-        let mask = u128::MAX
-            .checked_shl(128 - u32::from(ipv6.prefix.min(128)))
-            .unwrap_or(0);
-        let network = u128::from(ipv6.address) & mask;
-        table.rule(changes, &chain, |rule| {
-            rule.family(Family::V6)
-                .destination(Family::V6, 0)
-                .mask(0, &mask.to_be_bytes())
-                .equals(0, &network.to_be_bytes())
-                .verdict(Verdict::Accept);
-        });
+    for family in families(lease) {
+        OwnSets::of(lease, family).create(table, changes);
     }
-    table.rule(changes, &chain, |rule| {
-        rule.verdict(Verdict::Goto(DEFAULT));
-    });
+    fill(table, changes, lease, None, plan);
+    table.chain(changes, &chain, None, Some(&lease.handle), true);
+    write_chain(table, changes, lease, plan);
     table.add(changes, BRIDGES, &[member(&padded(&lease.names.bridge))]);
     for (set, element) in elements(lease, external) {
         table.add(changes, set, &[element]);
     }
 }
 
-/// How many rules [`add`] makes.
-pub(super) fn rules(lease: &Lease, matches: &[Match]) -> usize {
-    matches.len() + 2 + usize::from(lease.ipv6.is_some())
+fn fill(table: &Table, changes: &mut Changes, lease: &Lease, before: Option<&Plan>, after: &Plan) {
+    OwnSets::of(lease, Family::V4).fill(table, changes, before.map(|before| &before.v4), &after.v4);
+    if let Some(v6) = &after.v6 {
+        let before = before.and_then(|before| before.v6.as_ref());
+        OwnSets::of(lease, Family::V6).fill(table, changes, before, v6);
+    }
 }
 
-/// Puts rules in front of those that the container has; of several, the last comes first.
-pub(super) fn allow(table: &Table, changes: &mut Changes, lease: &Lease, matches: &[Match]) {
+fn write_chain(table: &Table, changes: &mut Changes, lease: &Lease, plan: &Plan) {
+    write_plain(table, changes, lease, &plan.plain);
+    for family in families(lease) {
+        OwnSets::of(lease, family).write_rules(table, changes, &lease.names.chain());
+    }
+}
+
+/// How many rules and elements of its own sets a container has: what is compared after a restart.
+pub(super) fn sizes(lease: &Lease, plan: &Plan) -> (usize, Vec<(String, usize)>) {
+    let mut sets = Vec::new();
+    let v4 = OwnSets::of(lease, Family::V4);
+    sets.push((v4.networks, plan.v4.networks.len()));
+    sets.push((v4.services, plan.v4.services.len()));
+    if let Some(reach) = &plan.v6 {
+        let v6 = OwnSets::of(lease, Family::V6);
+        sets.push((v6.networks, reach.networks.len()));
+        sets.push((v6.services, reach.services.len()));
+    }
+    (plan.plain.len() + sets.len(), sets)
+}
+
+/// Whether a set is a container's own.
+pub(super) fn is_own_set(name: &str) -> bool {
+    name.starts_with("networks") || name.starts_with("services")
+}
+
+/// Lets a container reach more than before. Only what differs is written: usually some elements.
+pub(super) fn allow(
+    table: &Table,
+    changes: &mut Changes,
+    lease: &Lease,
+    before: &Plan,
+    after: &Plan,
+) {
+    match after.plain.strip_prefix(before.plain.as_slice()) {
+        Some(new) => write_plain(table, changes, lease, new),
+        // What were elements became rules: there were too many pieces.
+        None => {
+            table.flush_chain(changes, &lease.names.chain());
+            write_chain(table, changes, lease, after);
+        }
+    }
+    fill(table, changes, lease, Some(before), after);
+}
+
+/// Puts rules in front of those that the chain has; of several, the last comes first.
+fn write_plain(table: &Table, changes: &mut Changes, lease: &Lease, matches: &[Match]) {
     let chain = lease.names.chain();
     for one in matches {
         let networks = match &one.destination {
@@ -78,7 +211,7 @@ pub(super) fn allow(table: &Table, changes: &mut Changes, lease: &Lease, matches
         };
         let ports = condition(table, changes, &one.ports, data_type::SERVICE, &[2]);
         table.rule_in_front(changes, &chain, |rule| {
-            write_match(rule, one, networks.as_ref(), ports.as_ref(), &lease.handle)
+            write_match(rule, one, networks.as_ref(), ports.as_ref(), &lease.handle);
         });
     }
 }
@@ -167,7 +300,8 @@ fn write_match(
     rule.verdict(Verdict::Accept);
 }
 
-/// Removes a container's elements, then its chain; the bridge's element with its last container.
+/// Removes a container's elements, then its chain and its sets; the bridge's element with its last
+/// container.
 pub(super) fn remove(
     table: &Table,
     changes: &mut Changes,
@@ -182,6 +316,11 @@ pub(super) fn remove(
         table.remove(changes, BRIDGES, &[member(&padded(&lease.names.bridge))]);
     }
     table.delete_chain(changes, &lease.names.chain());
+    for family in families(lease) {
+        let own = OwnSets::of(lease, family);
+        table.delete_set(changes, &own.networks);
+        table.delete_set(changes, &own.services);
+    }
 }
 
 /// Leads host ports to a container.
@@ -229,7 +368,7 @@ fn home_elements(all: &mut Vec<Owned>, sets: &Sets, lease: &Lease, address: &[u8
         sets.containers,
         Element {
             key: home,
-            value: Value::Goto(lease.names.chain()),
+            value: Value::Jump(lease.names.chain()),
         },
     ));
 }

@@ -87,6 +87,7 @@ impl Family {
 pub(super) enum Verdict<'a> {
     Drop,
     Accept,
+    Jump(&'a str),
     Goto(&'a str),
 }
 
@@ -323,6 +324,9 @@ pub(super) fn write_verdict(data: &mut Message, verdict: Verdict<'_>) {
         }
         Verdict::Accept => {
             inner.big(1, 1);
+        }
+        Verdict::Jump(chain) => {
+            inner.bytes(1, &(-3i32).to_be_bytes()).text(2, chain);
         }
         Verdict::Goto(chain) => {
             inner.bytes(1, &(-4i32).to_be_bytes()).text(2, chain);

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use rustix::io::Errno;
 
-use super::container::{self, External, key_of};
+use super::container::{self, External, is_own_set, key_of};
 use super::expr::Family;
 use super::layout::{BRIDGES, Sets, member};
 use super::table::{Changes, Element, Table, Value, kind};
@@ -16,7 +16,7 @@ use crate::lease::Lease;
 use crate::names::is_container_chain;
 use crate::netlink::message::{Reader, text};
 use crate::netlink::{Refusal, Socket};
-use crate::rules::Match;
+use crate::reach::Plan;
 
 /// Bytes of netfilter's header in front of attributes.
 const HEADER: usize = 4;
@@ -25,6 +25,8 @@ const HEADER: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Found {
     chains: HashMap<String, usize>,
+    /// Containers' own sets, with the number of their elements.
+    own_sets: HashMap<String, usize>,
     elements: HashMap<&'static str, HashMap<Vec<u8>, Stored>>,
 }
 
@@ -39,9 +41,9 @@ enum Stored {
 impl From<&Value> for Stored {
     fn from(value: &Value) -> Self {
         match value {
-            Value::Nothing | Value::End => Self::Nothing,
+            Value::Nothing | Value::End | Value::Until(_) => Self::Nothing,
             Value::Data(data) => Self::Data(data.clone()),
-            Value::Goto(chain) => Self::Chain(chain.clone()),
+            Value::Jump(chain) => Self::Chain(chain.clone()),
         }
     }
 }
@@ -87,17 +89,58 @@ pub(super) fn read(socket: &mut Socket, table: &Table) -> Result<Found, Refusal>
 
     for set in sets() {
         let mut elements = HashMap::new();
-        let mut request = table.message(kind::GET_ELEMENTS, 0);
-        request.text(2, set);
-        let each = |payload: &[u8]| {
-            for (_, element) in Reader::behind(payload, HEADER).inner(3) {
-                elements.extend(stored(Reader(element)));
-            }
-        };
-        absent_is_empty(socket.dump(&request, each, || {}))?;
+        elements_of(socket, table, set, |element| {
+            elements.extend(stored(element))
+        })?;
         found.elements.insert(set, elements);
     }
+    read_own_sets(socket, table, &mut found)?;
     Ok(found)
+}
+
+fn read_own_sets(socket: &mut Socket, table: &Table, found: &mut Found) -> Result<(), Refusal> {
+    let mut names = HashSet::new();
+    let each = |payload: &[u8]| {
+        let attributes = Reader::behind(payload, HEADER);
+        if attributes.get(1).map(text).as_deref() == Some(&table.name) {
+            names.extend(attributes.get(2).map(text).filter(|name| is_own_set(name)));
+        }
+    };
+    absent_is_empty(socket.dump(&table.message(kind::GET_SET, 0), each, || {}))?;
+    for name in names {
+        // Where an interval ends is no element of its own.
+        let mut keys = HashSet::new();
+        elements_of(socket, table, &name, |element| {
+            let ends = element
+                .get(3)
+                .is_some_and(|flags| flags.last().is_some_and(|bits| bits & 1 != 0));
+            keys.extend(
+                element
+                    .inner(1)
+                    .get(1)
+                    .filter(|_| !ends)
+                    .map(<[u8]>::to_vec),
+            );
+        })?;
+        found.own_sets.insert(name, keys.len());
+    }
+    Ok(())
+}
+
+fn elements_of(
+    socket: &mut Socket,
+    table: &Table,
+    set: &str,
+    mut each: impl FnMut(Reader<'_>),
+) -> Result<(), Refusal> {
+    let mut request = table.message(kind::GET_ELEMENTS, 0);
+    request.text(2, set);
+    let each = |payload: &[u8]| {
+        for (_, element) in Reader::behind(payload, HEADER).inner(3) {
+            each(Reader(element));
+        }
+    };
+    absent_is_empty(socket.dump(&request, each, || {}))
 }
 
 fn stored(element: Reader<'_>) -> Option<(Vec<u8>, Stored)> {
@@ -132,13 +175,13 @@ pub(super) struct Difference {
 pub(super) fn difference(
     table: &Table,
     found: &Found,
-    leases: &[(Lease, Vec<Match>)],
+    leases: &[(Lease, Plan)],
     external: External,
 ) -> Difference {
     let mut result = Difference::default();
-    let broken: Vec<&(Lease, Vec<Match>)> = leases
+    let broken: Vec<&(Lease, Plan)> = leases
         .iter()
-        .filter(|(lease, matches)| !found.is_whole(lease, matches, external))
+        .filter(|(lease, plan)| !found.is_whole(lease, plan, external))
         .collect();
 
     // Elements lead to chains, so they go first: those of nobody, and those of what is made anew.
@@ -193,26 +236,42 @@ pub(super) fn difference(
         result.foreign += 1;
         table.delete_chain(&mut result.changes, chain);
     }
-    for (lease, matches) in broken {
+    for (lease, _) in &broken {
         let chain = lease.names.chain();
         if found.chains.contains_key(&chain) {
             table.delete_chain(&mut result.changes, &chain);
         }
-        container::add(table, &mut result.changes, lease, matches, external);
+    }
+    // Sets go when no chain uses them any more.
+    let kept: HashSet<String> = leases
+        .iter()
+        .filter(|(lease, plan)| found.is_whole(lease, plan, external))
+        .flat_map(|(lease, plan)| container::sizes(lease, plan).1)
+        .map(|(set, _)| set)
+        .collect();
+    for set in found.own_sets.keys().filter(|set| !kept.contains(*set)) {
+        table.delete_set(&mut result.changes, set);
+    }
+    for (lease, plan) in broken {
+        container::add(table, &mut result.changes, lease, plan, external);
         result.rebuilt.push(lease.handle.clone());
     }
     result
 }
 
 impl Found {
-    fn is_whole(&self, lease: &Lease, matches: &[Match], external: External) -> bool {
+    fn is_whole(&self, lease: &Lease, plan: &Plan, external: External) -> bool {
         let has = |set: &str, key: &[u8], value: &Stored| {
             self.elements
                 .get(set)
                 .and_then(|elements| elements.get(key))
                 == Some(value)
         };
-        self.chains.get(&lease.names.chain()) == Some(&container::rules(lease, matches))
+        let (rules, sets) = container::sizes(lease, plan);
+        self.chains.get(&lease.names.chain()) == Some(&rules)
+            && sets
+                .iter()
+                .all(|(set, size)| self.own_sets.get(set) == Some(size))
             && has(
                 BRIDGES,
                 &container::padded(&lease.names.bridge),

@@ -1,13 +1,12 @@
 //! The constant part of an instance's table: its sets, its base chains, and their rules.
 //!
 //! ```text
-//! forward ── known container, established ─────────────────────────────▶ accept
-//!    │       (interface . source in `homes`)
-//!    ├────── interface . source in `containers` ──▶ container-ID ──▶ NetOut rules: accept
-//!    │                                                   ├─ own subnet: accept
-//!    │                                                   └─▶ default: denied networks: reject
-//!    │                                                                else: accept
-//!    └────── another source behind one of our bridges ────────────────▶ drop
+//! forward ── established, from a container's own address (`homes`) ────▶ accept
+//!    ├────── another source behind one of our bridges ────────────────▶ drop
+//!    ├────── interface . source in `containers` ──▶ container-ID ─────▶ accept what is open to it
+//!    │                                         ◀── else back
+//!    └────── from one of our bridges ──▶ default: denied networks ────▶ reject
+//!                                                 else ───────────────▶ accept
 //!
 //! input ──── from one of our bridges ─▶ host: neighbour discovery; a source that is not the
 //!                                       container's: drop; established; the operator's name
@@ -213,12 +212,20 @@ fn write_forward(table: &Table, changes: &mut Changes) {
     }
     for family in Family::BOTH {
         table.rule(changes, "forward", |rule| {
+            from_our_bridges(rule)
+                .home(family, Meta::InterfaceIn)
+                .is_not_in(0, Sets::of(family).homes.into())
+                .verdict(Verdict::Drop);
+        });
+    }
+    for family in Family::BOTH {
+        table.rule(changes, "forward", |rule| {
             rule.home(family, Meta::InterfaceIn)
                 .verdict_map(0, Sets::of(family).containers.into());
         });
     }
     table.rule(changes, "forward", |rule| {
-        from_our_bridges(rule).verdict(Verdict::Drop);
+        from_our_bridges(rule).verdict(Verdict::Goto(DEFAULT));
     });
     for family in Family::BOTH {
         table.rule(changes, DEFAULT, |rule| {

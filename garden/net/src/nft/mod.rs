@@ -20,10 +20,10 @@ pub(crate) use layout::Policy;
 use crate::error::KernelError;
 use crate::lease::{Lease, MappedPort};
 use crate::netlink::{Refusal, Socket};
-use crate::rules::Match;
+use crate::reach::Plan;
 use table::{Changes, SUBSYSTEM, Table};
 
-/// What `Firewall::reconcile` had to do.
+/// What had to be done for the packet filter to be what the records say.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Repair {
     /// Chains and elements removed, because no record knows them.
@@ -66,7 +66,7 @@ impl Firewall {
     pub(crate) fn reconcile(
         &self,
         socket: &mut Socket,
-        leases: &[(Lease, Vec<Match>)],
+        leases: &[(Lease, Plan)],
     ) -> Result<Repair, KernelError> {
         let found = found::read(socket, &self.table).map_err(|refusal| {
             KernelError::new(format!("read the table {}", self.table.name), refusal)
@@ -84,10 +84,10 @@ impl Firewall {
         &self,
         socket: &mut Socket,
         lease: &Lease,
-        matches: &[Match],
+        plan: &Plan,
     ) -> Result<(), KernelError> {
         let mut changes = Changes::default();
-        container::add(&self.table, &mut changes, lease, matches, self.external);
+        container::add(&self.table, &mut changes, lease, plan, self.external);
         commit(socket, &changes)
     }
 
@@ -117,15 +117,16 @@ impl Firewall {
         }
     }
 
-    /// Puts rules in front of a container's.
+    /// Lets a container reach more than before.
     pub(crate) fn allow(
         &self,
         socket: &mut Socket,
         lease: &Lease,
-        matches: &[Match],
+        before: &Plan,
+        after: &Plan,
     ) -> Result<(), KernelError> {
         let mut changes = Changes::default();
-        container::allow(&self.table, &mut changes, lease, matches);
+        container::allow(&self.table, &mut changes, lease, before, after);
         commit(socket, &changes)
     }
 

@@ -28,6 +28,8 @@ pub(super) mod kind {
     pub(in super::super) const NEW_ELEMENTS: u8 = 12;
     pub(in super::super) const GET_ELEMENTS: u8 = 13;
     pub(in super::super) const DELETE_ELEMENTS: u8 = 14;
+    pub(in super::super) const GET_SET: u8 = 10;
+    pub(in super::super) const DELETE_SET: u8 = 11;
 }
 
 /// Flags of a set (`NFT_SET_…`).
@@ -36,12 +38,15 @@ pub(super) mod set_flags {
     pub(in super::super) const CONSTANT: u32 = 2;
     pub(in super::super) const INTERVAL: u32 = 4;
     pub(in super::super) const MAP: u32 = 8;
+    /// Of the key's parts each may be a range.
+    pub(in super::super) const CONCATENATION: u32 = 0x80;
 }
 
 /// Types of data, by which nft(8) knows how to print a set.
 pub(super) mod data_type {
     pub(in super::super) const IPV4: u32 = 7;
     pub(in super::super) const IPV6: u32 = 8;
+    pub(in super::super) const PROTOCOL: u32 = 12;
     pub(in super::super) const SERVICE: u32 = 13;
     pub(in super::super) const INTERFACE: u32 = 41;
     pub(in super::super) const VERDICT: u32 = 0xffff_ff00;
@@ -63,6 +68,16 @@ pub(super) struct SetKind {
     pub(super) data: Option<(u32, u32)>,
 }
 
+impl SetKind {
+    /// Bytes of a key: each part of several fills whole registers.
+    fn key_length(&self) -> u32 {
+        match self.parts {
+            [only] => *only,
+            several => several.iter().map(|part| part.next_multiple_of(4)).sum(),
+        }
+    }
+}
+
 /// A set's element.
 #[derive(Debug, Clone)]
 pub(super) struct Element {
@@ -76,8 +91,10 @@ pub(super) enum Value {
     Nothing,
     /// The end of an interval, which no longer belongs to it.
     End,
+    /// The last key of a range of keys.
+    Until(Vec<u8>),
     Data(Vec<u8>),
-    Goto(String),
+    Jump(String),
 }
 
 /// Where a base chain listens.
@@ -268,14 +285,30 @@ impl Table {
             .text(2, name)
             .big(3, set.flags)
             .big(4, set.key_type)
-            .big(5, set.parts.iter().sum());
+            .big(5, set.key_length());
         if let Some((data_type, length)) = set.data {
             message.big(6, data_type);
             if length > 0 {
                 message.big(7, length);
             }
         }
+        if set.flags & set_flags::CONCATENATION != 0 {
+            message.nest(9, |description| {
+                description.nest(2, |parts| {
+                    for part in set.parts {
+                        parts.nest(1, |field| {
+                            field.big(1, *part);
+                        });
+                    }
+                });
+            });
+        }
         message.big(10, id);
+        if set.key_type == data_type::INTERFACE {
+            // For nft(8): keys are in this machine's order (`NFTNL_UDATA_SET_KEYBYTEORDER`), or it
+            // prints no name.
+            message.bytes(13, &[&[0, 4][..], &1u32.to_ne_bytes()].concat());
+        }
         changes.push(format!("make the set {name}"), message);
     }
 
@@ -285,6 +318,12 @@ impl Table {
 
     pub(super) fn remove(&self, changes: &mut Changes, set: &str, elements: &[Element]) {
         self.write_elements(changes, kind::DELETE_ELEMENTS, (set, None), elements);
+    }
+
+    pub(super) fn delete_set(&self, changes: &mut Changes, name: &str) {
+        let mut message = self.message(kind::DELETE_SET, 0);
+        message.text(2, name);
+        changes.push(format!("remove the set {name}"), message);
     }
 
     /// Removes all elements of a set.
@@ -335,8 +374,11 @@ fn write_element(message: &mut Message, element: &Element) {
         Value::Data(bytes) => {
             message.nest(2, |data| write_value(data, bytes));
         }
-        Value::Goto(chain) => {
-            message.nest(2, |data| write_verdict(data, Verdict::Goto(chain)));
+        Value::Until(last) => {
+            message.nest(10, |key| write_value(key, last));
+        }
+        Value::Jump(chain) => {
+            message.nest(2, |data| write_verdict(data, Verdict::Jump(chain)));
         }
     }
 }

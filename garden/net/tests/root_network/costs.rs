@@ -50,10 +50,10 @@ fn the_two_hundredth_costs_what_the_first_did() {
     let rules = [rule(77)];
     let last = &all[199].1;
     world.host.run(|| {
-        // A transaction is its begin, what it changes, its end.
+        // A transaction is its begin, what it changes (here: a set is emptied and filled), its end.
         assert_eq!(
             cost(&mut || drop(network.net_out(last, &rules).unwrap())),
-            3
+            4
         );
         assert_eq!(
             cost(&mut || drop(network.net_in(last, PortRequest::default()).unwrap())),

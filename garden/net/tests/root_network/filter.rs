@@ -219,10 +219,23 @@ fn the_ruleset_reads_as_meant() {
         start: Some(start.parse().unwrap()),
         end: Some(end.parse().unwrap()),
     };
+    let ranges = NetOutRule {
+        ports: vec![
+            PortRange { start: 0, end: 9 },
+            PortRange { start: 80, end: 80 },
+        ],
+        networks: vec![range("0.0.0.0", "0.0.0.5"), range("9.0.0.0", "9.0.0.0")],
+        ..tcp(OUTSIDE, 1)
+    };
+    let udp = |networks| NetOutRule {
+        protocol: 2,
+        networks,
+        ..NetOutRule::default()
+    };
     let rules = vec![
+        udp(vec![range("1.0.0.0", "1.0.0.9")]),
         NetOutRule {
-            protocol: 2,
-            networks: vec![range("1.0.0.0", "1.0.0.9"), range("fd00::1", "fd00::9")],
+            networks: vec![range("172.16.0.0", "172.31.255.255")],
             ..NetOutRule::default()
         },
         NetOutRule {
@@ -233,14 +246,13 @@ fn the_ruleset_reads_as_meant() {
             }),
             ..NetOutRule::default()
         },
+        ranges.clone(),
         NetOutRule {
-            ports: vec![
-                PortRange { start: 0, end: 9 },
-                PortRange { start: 80, end: 80 },
-            ],
-            networks: vec![range("0.0.0.0", "0.0.0.5"), range("9.0.0.0", "9.0.0.0")],
-            ..tcp(OUTSIDE, 1)
+            log: true,
+            ..tcp(OUTSIDE, 90)
         },
+        ranges,
+        udp(vec![range("fd00::1", "fd00::9")]),
     ];
     let ports = vec![garden_net::PortRequest {
         host: 7000,
@@ -259,7 +271,8 @@ fn the_ruleset_reads_as_meant() {
     let id = &container.lease.names.id;
     for line in [
         "iifname . ip saddr vmap @containers",
-        "iifname @bridges drop",
+        "iifname @bridges iifname . ip saddr != @homes drop",
+        "iifname @bridges goto default",
         "iifname @bridges goto host",
         "ct state established,related accept",
         "ip daddr @denied reject",
@@ -268,25 +281,29 @@ fn the_ruleset_reads_as_meant() {
         "reject with icmpx",
         "dnat ip to ip daddr . tcp dport map @ports",
         "192.0.2.1 . 7000 : 10.254.0.2 . 8080",
-        "ip daddr 1.0.0.0-1.0.0.9 meta l4proto udp accept",
-        "ip6 daddr fd00::1-fd00::9 meta l4proto udp accept",
         "icmp type echo-request icmp code",
-        "ip daddr { 0.0.0.0-0.0.0.5, 9.0.0.0 }",
-        "dport { 0-9, 80 } accept",
-        "ip daddr 10.254.0.0/30 accept",
-        "ip6 daddr fd12::afe:0/126 accept",
-        "goto default",
+        // The container's own subnet, and the one rule for all protocols.
+        "elements = { 10.254.0.0/30, 172.16.0.0/12 }",
+        "elements = { fd12::afe:0/126 }",
+        "udp . 1.0.0.0-1.0.0.9 . 0-65535",
+        "elements = { \"wbrdg-0afe0000\" }",
+        "tcp . 9.0.0.0 . 0-9",
+        "tcp . 0.0.0.0-0.0.0.5 . 80",
+        // From the first rule that logs on, rules are rules.
+        "log prefix \"a-handle-of-more-than-28-cha \" accept",
+        "ip daddr { 0.0.0.0-0.0.0.5, 9.0.0.0 } tcp dport { 0-9, 80 } accept",
+        "ip6 daddr fd00::1-fd00::9 meta l4proto udp accept",
         "masquerade",
     ] {
         assert!(text.contains(line), "no {line:?}");
     }
-    let goto = format!(
-        "\"{}\" . 10.254.0.2 : goto container-{id}",
+    let jump = format!(
+        "\"{}\" . 10.254.0.2 : jump container-{id}",
         container.lease.names.bridge
     );
-    assert!(text.contains(&goto), "no {goto:?}");
+    assert!(text.contains(&jump), "no {jump:?}");
     // Newest first.
     let at = |line: &str| text.find(line).unwrap();
-    assert!(at("dport { 0-9, 80 }") < at("icmp type echo-request"));
-    assert!(at("icmp type echo-request") < at("1.0.0.0-1.0.0.9"));
+    assert!(at("ip6 daddr fd00::1-fd00::9") < at("log prefix"));
+    assert!(at("log prefix") < at("icmp type echo-request"));
 }

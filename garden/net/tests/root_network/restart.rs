@@ -151,6 +151,8 @@ fn a_ruleset_that_somebody_emptied_is_mended() {
         "flush ruleset".to_owned(),
         "flush table inet garden".to_owned(),
         format!("flush chain inet garden container-{id}"),
+        format!("flush set inet garden networks-{id}"),
+        format!("flush set inet garden services-{id}"),
         "flush set inet garden homes".to_owned(),
         "flush map inet garden ports".to_owned(),
         "flush set inet garden bridges".to_owned(),
@@ -179,7 +181,7 @@ fn a_ruleset_that_somebody_emptied_is_mended() {
     world
         .host
         .command("nft", "add element inet garden members { 10.9.9.9 }");
-    world.host.command("nft", "add element inet garden containers { wbrdg-00000000 . 10.9.9.9 : goto container-0000000000 }");
+    world.host.command("nft", "add element inet garden containers { wbrdg-00000000 . 10.9.9.9 : jump container-0000000000 }");
     let repair = world.host.run(|| network.repair()).unwrap();
     assert_eq!(
         repair,
@@ -206,39 +208,73 @@ fn a_ruleset_that_somebody_emptied_is_mended() {
     world.remove(&network, &container);
 }
 
-/// The next owner of an address must not get the connections of the one before.
+/// The next owner of an address, or of a port, must not get the connections of the one before.
 #[test]
-fn connections_end_with_the_container() {
-    let Some(world) = World::new("connections_end_with_the_container") else {
+fn connections_end_before_somebody_gets_the_address() {
+    let test = "connections_end_before_somebody_gets_the_address";
+    let Some(world) = World::new(test) else {
         return;
     };
     world.outside.serve(80);
     let network = world.start(World::options());
-    let container = world.container(&network, &with_port());
-    let _out = container
-        .machine
-        .run(|| TcpStream::connect((OUTSIDE, 80)).unwrap());
-    let _in = world
-        .outside
-        .run(|| TcpStream::connect((HOST, container.lease.ports[1].host)).unwrap());
-    let _other = world
-        .host
-        .run(|| TcpStream::connect((OUTSIDE, 80)).unwrap());
-    let remembered = || {
-        world
+    let port = PortRequest {
+        host: 7000,
+        container: 8080,
+    };
+    // Of one or of many: the kernel is asked differently.
+    for count in [1, 6] {
+        let with = |address: usize, ports: Vec<PortRequest>| Spec {
+            network: format!("10.1.0.{address}/24"),
+            ports,
+            ..Spec::default()
+        };
+        let containers: Vec<_> = (0..count)
+            .map(|number| world.container(&network, &with(10 + number, Vec::new())))
+            .collect();
+        let mapped = world.container(&network, &with(9, vec![port]));
+        let out: Vec<_> = containers
+            .iter()
+            .map(|container| {
+                container
+                    .machine
+                    .run(|| TcpStream::connect((OUTSIDE, 80)).unwrap())
+            })
+            .collect();
+        let inwards = world
+            .outside
+            .run(|| TcpStream::connect((HOST, 7000)).unwrap());
+        let others = world
             .host
-            .run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"))
-    };
-    let Ok(before) = remembered() else {
-        println!("SKIPPED connections_end_with_the_container: no /proc/net/nf_conntrack");
-        return;
-    };
-    let address = container.lease.address.to_string();
-    let of_container = |text: &str| text.lines().filter(|line| line.contains(&address)).count();
-    assert_eq!(of_container(&before), 2, "{before}");
-    world.remove(&network, &container);
-    let after = remembered().unwrap();
-    assert_eq!(of_container(&after), 0, "{after}");
-    // Others keep theirs.
-    assert!(after.contains("src=192.0.2.1 dst=192.0.2.2"), "{after}");
+            .run(|| TcpStream::connect((OUTSIDE, 80)).unwrap());
+        let remembered = || {
+            world
+                .host
+                .run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"))
+        };
+        let Ok(before) = remembered() else {
+            println!("SKIPPED {test}: no /proc/net/nf_conntrack");
+            return;
+        };
+        let of_containers = |text: &str| {
+            text.lines()
+                .filter(|line| line.contains("src=10.1.0."))
+                .count()
+        };
+        assert_eq!(of_containers(&before), count + 1, "{before}");
+        for container in containers.iter().chain([&mapped]) {
+            world.remove(&network, container);
+        }
+        let again = if count == 1 {
+            with(10, Vec::new())
+        } else {
+            with(99, vec![port])
+        };
+        let next = world.container(&network, &again);
+        let after = remembered().unwrap();
+        assert_eq!(of_containers(&after), 0, "{after}");
+        // Others keep theirs.
+        assert!(after.contains("src=192.0.2.1 dst=192.0.2.2"), "{after}");
+        world.remove(&network, &next);
+        drop((out, inwards, others));
+    }
 }
