@@ -25,8 +25,17 @@ const PIPE: usize = 1 << 20;
 /// Bytes moved at once.
 const PIECE: usize = 256 << 10;
 
-/// Unpacks an archive; returns when all of it is there.
+/// Unpacks an archive; returns when all of it is there. (Clients look for the first words of a
+/// failure.)
 pub(super) async fn stream_in(container: &Arc<Container>, files: StreamIn) -> Result<(), Error> {
+    let done = unpack(container, files).await;
+    done.map_err(|error| match error {
+        error @ (Error::ContainerNotFound(_) | Error::BeingDestroyed(_)) => error,
+        error => Error::host("error streaming in", error),
+    })
+}
+
+async fn unpack(container: &Arc<Container>, files: StreamIn) -> Result<(), Error> {
     let user = find_user(container, &files.user).await?;
     let request = Unpack {
         uid: user.uid,
@@ -50,10 +59,9 @@ pub(super) async fn stream_in(container: &Arc<Container>, files: StreamIn) -> Re
     };
     let (unpacked, copied) = tokio::join!(unpack, copy);
     match copied {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::host(
-            "stream-in: the stream ended before its end",
-            error,
-        )),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::host("the stream ended before its end", error))
+        }
         // The container's own word on what went wrong is better than a broken pipe.
         _ => unpacked,
     }
