@@ -129,13 +129,13 @@ fn a_spoofed_source_is_dropped() {
     let mut options = World::options();
     options.allow_host_access = true;
     let network = world.start(options);
-    let container = world.container(&network, &Spec::default());
+    let container = world.container(&network, &spec("10.1.0.0/24"));
     let other = world.container(&network, &Spec::default());
     // A stranger's, a neighbour's in another subnet, one of the own subnet's that nobody has.
     for source in [
         "203.0.113.9".parse().unwrap(),
         other.lease.address,
-        container.lease.subnet.network(),
+        "10.1.0.77".parse().unwrap(),
     ] {
         container.machine.ip(&format!(
             "address add {source}/32 dev {}",
