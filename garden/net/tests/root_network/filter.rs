@@ -285,14 +285,14 @@ fn the_ruleset_reads_as_meant() {
         // The container's own subnet, and the one rule for all protocols.
         "elements = { 10.254.0.0/30, 172.16.0.0/12 }",
         "elements = { fd12::afe:0/126 }",
-        "udp . 1.0.0.0-1.0.0.9 . 0-65535",
+        "17 . 1.0.0.0-1.0.0.9 . 0-65535",
         "elements = { \"wbrdg-0afe0000\" }",
-        "tcp . 9.0.0.0 . 0-9",
-        "tcp . 0.0.0.0-0.0.0.5 . 80",
+        "6 . 9.0.0.0 . 0-9",
+        "6 . 0.0.0.0-0.0.0.5 . 80",
         // From the first rule that logs on, rules are rules.
         "log prefix \"a-handle-of-more-than-28-cha \" accept",
         "ip daddr { 0.0.0.0-0.0.0.5, 9.0.0.0 } tcp dport { 0-9, 80 } accept",
-        "ip6 daddr fd00::1-fd00::9 meta l4proto udp accept",
+        "ip6 daddr fd00::1-fd00::9 meta l4proto 17 accept",
         "masquerade",
     ] {
         assert!(text.contains(line), "no {line:?}");
