@@ -25,7 +25,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
     attach, config, create, doctor, events, exec, health, inspect, limits, ls, pea, pull, repro,
-    rm, rootfs, run, scale, server, stop, stream_in, teardown, wait,
+    rm, rootfs, run, scale, server, stop, stream_in, stream_out, teardown, wait,
 };
 use crate::reach::Target;
 
@@ -60,6 +60,7 @@ enum Verb {
     #[command(subcommand)]
     Pea(pea::PeaVerb),
     StreamIn(stream_in::StreamInArgs),
+    StreamOut(stream_out::StreamOutArgs),
     #[command(subcommand)]
     Teardown(teardown::TeardownVerb),
     Scale(scale::ScaleArgs),
@@ -123,6 +124,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Doctor(args) => doctor::run(args).await,
         Verb::Pea(verb) => pea::run(&target, verb).await,
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
+        Verb::StreamOut(args) => stream_out::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,
         Verb::Scale(args) => scale::run(args).await,
         Verb::Repro(verb) => repro::run(verb).await,

@@ -1,7 +1,7 @@
 //! Id maps of unprivileged containers: one for all, or a range of its own for each.
 //!
 //! By default all share one map, as Guardian has it: container root is the host's highest id, any
-//! other id is itself. With a [`Pool`] every container gets ids that no other container has, so
+//! other id is itself. With a `Pool` every container gets ids that no other container has, so
 //! that one which breaks out of its namespaces is still nobody to the others. Who has which range
 //! stands in the containers' records and nowhere else: a server that starts reads it from there.
 
@@ -17,7 +17,7 @@ pub(crate) struct Pool {
     taken: Mutex<Taken>,
 }
 
-/// Which ids a [`Pool`] hands out.
+/// Which ids a `Pool` hands out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     /// The first id on the host.

@@ -88,6 +88,14 @@ impl Cli {
         self.start(args)?.finish()
     }
 
+    /// Runs a script on the host to its end; in it `$garden` is the program.
+    pub fn shell(&self, script: &str) -> Result<Outcome> {
+        let mut shell = self.clone();
+        shell.program = PathBuf::from("/bin/sh");
+        shell.env.push(("garden", self.program.clone().into()));
+        shell.run(&["-c", script])
+    }
+
     /// Runs the program to its end, which must be a success; returns what it wrote to stdout.
     pub fn output(&self, args: &[&str]) -> Result<String> {
         let outcome = self.run(args)?;

@@ -181,7 +181,8 @@ impl World {
         &self.program
     }
 
-    pub(crate) fn runtime_dir(&self) -> PathBuf {
+    /// Where the records of its servers are.
+    pub fn runtime_dir(&self) -> PathBuf {
         self.directory.join("run")
     }
 

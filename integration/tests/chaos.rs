@@ -254,14 +254,15 @@ impl Chaos<'_> {
 
     /// Removes a container that may be there, or half there.
     fn remove(&self, name: &str) -> Result<()> {
-        wait_until(&format!("{name} is gone"), Duration::from_secs(20), || {
+        let mut last = String::new();
+        let what = format!("{name} is gone");
+        let waited = wait_until(&what, Duration::from_secs(20), || {
             let outcome = self.server.cli().run(&["rm", name])?;
             let gone = outcome.code == Some(0) || outcome.stderr.contains("unknown handle");
-            if !gone {
-                println!("rm {name}: {}", outcome.stderr.trim());
-            }
+            outcome.stderr.trim().clone_into(&mut last);
             Ok(gone)
-        })
+        });
+        waited.with_context(|| format!("garden rm said: {last}"))
     }
 }
 

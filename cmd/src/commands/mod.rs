@@ -23,6 +23,7 @@ pub(crate) mod server;
 mod server_limits;
 pub(crate) mod stop;
 pub(crate) mod stream_in;
+pub(crate) mod stream_out;
 pub(crate) mod teardown;
 pub(crate) mod wait;
 

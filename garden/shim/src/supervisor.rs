@@ -12,8 +12,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, FromShim, Kind, PROTOCOL, PacketError, Probe, Request, Role,
-    Start, Unpack,
+    Answer, Envelope, ExitRecord, FromShim, Kind, PROTOCOL, Pack, PacketError, Probe, Request,
+    Role, Start, Unpack,
 };
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
@@ -22,7 +22,7 @@ use crate::failure::{Result, Step as _, other};
 use crate::process::{Process, oom_kills};
 use crate::seccomp::Program;
 use crate::worker::{self, Report};
-use crate::{probe, record, sys, terminal, unpack};
+use crate::{probe, record, stream, sys, terminal};
 
 /// Namespaces that a pod shares, by their names in `/proc/<pid>/ns` and in the OCI spec.
 const NAMESPACES: [(&str, &str); 6] = [
@@ -216,6 +216,12 @@ impl Supervisor {
                 Ok(()) => return,
                 Err(failure) => Answer::Failed(failure),
             },
+            Request::Pack(request) => {
+                match self.pack(connection, sequence, &request, &descriptors) {
+                    Ok(()) => return,
+                    Err(failure) => Answer::Failed(failure),
+                }
+            }
             Request::Streams { id } => return self.streams(connection, sequence, &id),
             Request::Hello { .. } => Answer::Hello {
                 protocol: PROTOCOL,
@@ -287,12 +293,35 @@ impl Supervisor {
         request: &Unpack,
         descriptors: &[OwnedFd],
     ) -> Result<()> {
-        let stream = descriptors
+        let files = descriptors
             .first()
             .ok_or_else(|| other("no stream to unpack"))?;
         let namespaces = &self.namespaces;
         let report = fork_worker(None, |report| {
-            unpack::main(request, stream, namespaces, report)
+            stream::unpack(request, files, namespaces, report)
+        })?;
+        self.pending.push(Pending {
+            report,
+            connection,
+            sequence,
+            work: Work::Unpack,
+        });
+        Ok(())
+    }
+
+    fn pack(
+        &mut self,
+        connection: u64,
+        sequence: u64,
+        request: &Pack,
+        descriptors: &[OwnedFd],
+    ) -> Result<()> {
+        let [files, status] = descriptors else {
+            return Err(other("a packer needs a stream and a pipe for its end"));
+        };
+        let namespaces = &self.namespaces;
+        let report = fork_worker(None, |report| {
+            stream::pack(request, files, status, namespaces, report)
         })?;
         self.pending.push(Pending {
             report,
@@ -460,7 +489,7 @@ impl Supervisor {
     /// Only while no worker is at work that starts one: until its report has come, one of the
     /// strangers may be the process that it reports. (Probes may be at work all the time.)
     fn reap_strangers(&mut self) {
-        let starting = |pending: &Pending| !matches!(pending.work, Work::Probe);
+        let starting = |pending: &Pending| matches!(pending.work, Work::Start { .. });
         if self.pending.iter().any(starting) {
             return;
         }

@@ -32,7 +32,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 const DRAIN_PAUSE: Duration = Duration::from_secs(2);
 
 /// Bytes read at once from an archive on its way out.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 256 << 10;
 
 pub(super) async fn stream_in<B: Backend>(
     backend: &B,

@@ -134,9 +134,10 @@ impl Client {
     ) -> Result<(), Error> {
         let parameters = query([("destination", destination), ("user", user)]);
         let target = format!("{}{parameters}", of(handle, &["files"]));
-        let frames = Mapped::new(ReaderStream::new(tar), |piece: io::Result<_>| {
-            piece.map(Frame::data)
-        });
+        let frames = Mapped::new(
+            ReaderStream::with_capacity(tar, 256 << 10),
+            |piece: io::Result<_>| piece.map(Frame::data),
+        );
         let body = Body::new(StreamBody::new(frames));
         self.done(Call::new(Method::PUT, target).tar(body)).await
     }

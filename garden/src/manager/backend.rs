@@ -3,15 +3,12 @@
 //! Only translations: what a call does is in the other modules of the manager.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use garden_wire::Unpack;
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 
-use super::Manager;
+use super::{Manager, files};
 use crate::api::{Backend, CpuScale, Filters, StreamIn, TarStream};
 use crate::checks::{CheckSpec, HealthStatus};
 use crate::container::Container;
@@ -24,8 +21,6 @@ use crate::model::{
     PulledImage, TeardownJob, TeardownStage, TeardownStatus,
 };
 use crate::process::Attachment;
-use crate::process::streams;
-use crate::users;
 
 const STATE: &str = "garden.state";
 const GRACE_TIME: &str = "garden.grace-time";
@@ -127,49 +122,16 @@ impl Backend for Manager {
     }
 
     async fn stream_in(&self, handle: &Handle, files: StreamIn) -> Result<(), Error> {
-        let container = self.find(handle)?;
-        let StreamIn {
-            user,
-            destination,
-            mut tar,
-        } = files;
-        let user = find_user(&container, user).await?;
-        let destination = if destination.starts_with('/') {
-            destination
-        } else {
-            format!("{}/{destination}", user.home.trim_end_matches('/'))
-        };
-        let failed = |error| Error::host("cannot make the pipe of a stream", error);
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|errno| failed(std::io::Error::from(errno)))?;
-        // As large as an unprivileged pipe may be: fewer switches between the two sides.
-        let _ = rustix::pipe::fcntl_setpipe_size(&write, 1 << 20);
-        let mut write = streams::writer(write).map_err(failed)?;
-        let request = Unpack {
-            uid: user.uid,
-            gid: user.gid,
-            destination,
-        };
-        let copy = async move {
-            let copied = tokio::io::copy(&mut tar, &mut write).await;
-            let _ = write.shutdown().await;
-            copied
-        };
-        let (unpacked, copied) = tokio::join!(unpack(container.shim.clone(), request, read), copy);
-        // The container's own word on what went wrong is better than a broken pipe.
-        unpacked?;
-        match copied {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            Err(error) => Err(Error::host("the stream ended before its end", error)),
-        }
+        files::stream_in(&self.find(handle)?, files).await
     }
 
-    async fn stream_out(&self, handle: &Handle, _: &str, _: &str) -> Result<TarStream, Error> {
-        self.find(handle)?;
-        Err(Error::Invalid(
-            "this server cannot stream files out of a container yet".to_owned(),
-        ))
+    async fn stream_out(
+        &self,
+        handle: &Handle,
+        user: &str,
+        source: &str,
+    ) -> Result<TarStream, Error> {
+        files::stream_out(&self.find(handle)?, user, source).await
     }
 
     async fn properties(&self, handle: &Handle) -> Result<BTreeMap<String, String>, Error> {
@@ -289,24 +251,6 @@ fn no_network() -> Error {
     Error::Invalid(
         "this server has no network to configure: its containers have a loopback only".to_owned(),
     )
-}
-
-async fn unpack(
-    shim: crate::runtime::shim::Shim,
-    request: Unpack,
-    read: std::os::fd::OwnedFd,
-) -> Result<(), Error> {
-    let done = shim.unpack(request, read.as_fd()).await;
-    // Only now: while our reading end is open, the copy cannot end by a broken pipe early.
-    drop(read);
-    done
-}
-
-async fn find_user(container: &Arc<Container>, user: String) -> Result<users::User, Error> {
-    let files = &container.services.files;
-    let container = Arc::clone(container);
-    let found = files.run(move || users::resolve(container.root.as_fd(), &user));
-    Ok(found.await??)
 }
 
 /// The user's properties and those that Garden itself keeps.

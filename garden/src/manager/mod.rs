@@ -15,6 +15,7 @@ mod backend;
 mod cleaner;
 mod create;
 mod destroy;
+mod files;
 mod health;
 mod limits;
 mod restore;

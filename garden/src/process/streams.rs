@@ -122,10 +122,16 @@ impl Output {
         let mut buffer = vec![0_u8; PIECE];
         loop {
             let exited = self.state.borrow().exited;
-            match reader.try_read(&mut buffer) {
+            let mut read = reader.try_read(&mut buffer);
+            if exited && !self.state.borrow().drained && would_block(&read) {
+                // Asked of the kernel itself: the reactor knows a pipe that was just made, or that
+                // was written to just now, as empty until it has looked.
+                read = rustix::io::read(reader, &mut buffer).map_err(Into::into);
+            }
+            match read {
                 Ok(0) => return,
                 Ok(count) => self.hand_on(buffer.get(..count).unwrap_or_default()).await,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                Err(_) if would_block(&read) => {
                     if exited && !self.state.borrow().drained {
                         self.state.send_modify(|state| state.drained = true);
                     }
@@ -155,6 +161,10 @@ impl Output {
             self.audience().members.retain(|member| !member.is_closed());
         }
     }
+}
+
+fn would_block(read: &std::io::Result<usize>) -> bool {
+    matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 /// Where standard input goes.

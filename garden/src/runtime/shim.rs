@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, FromShim, PROTOCOL, PacketError, Probe, ProcessState, Request,
-    Start, Unpack,
+    Answer, Envelope, ExitRecord, FromShim, PROTOCOL, Pack, PacketError, Probe, ProcessState,
+    Request, Start, Unpack,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::sync::{mpsc, oneshot};
@@ -184,6 +184,20 @@ impl Shim {
             } => Ok((passed, message, at_ns)),
             answer => Err(out_of_step(&answer)),
         }
+    }
+
+    /// Packs files inside the container into `stream`; returns when that begins. `status` gets
+    /// [`garden_wire::PACKED`] when the stream is whole, else what went wrong.
+    ///
+    /// # Errors
+    /// When the user cannot open the source.
+    pub async fn pack(
+        &self,
+        pack: Pack,
+        stream: BorrowedFd<'_>,
+        status: BorrowedFd<'_>,
+    ) -> Result<(), Error> {
+        self.done(Request::Pack(pack), &[stream, status]).await
     }
 
     /// Sends a signal. A process that has ended meanwhile is no error here.

@@ -102,6 +102,9 @@ pub enum Request {
     /// Look from inside the pod's network whether something answers. Only for a shim whose hello
     /// says that it [`probes`](Answer::Hello::probes): an older one would drop the connection.
     Probe(Probe),
+    /// Pack files inside the container into a tar stream. Answered when it begins. Descriptors:
+    /// the stream, and a pipe for how it ended: [`PACKED`], or the failure's text.
+    Pack(Pack),
     /// End the shim. Refused while the container's init lives.
     Shutdown,
 }
@@ -183,7 +186,10 @@ pub struct Unpack {
     pub uid: u32,
     /// The group, as `uid`.
     pub gid: u32,
-    /// The directory inside the container; made when missing.
+    /// Supplementary groups, as `uid`.
+    #[serde(default)]
+    pub groups: Vec<u32>,
+    /// The directory inside the container, absolute; made when missing.
     pub destination: String,
 }
 
@@ -211,6 +217,23 @@ pub struct HttpProbe {
     /// The highest one.
     pub highest: u16,
 }
+
+/// What a [`Request::Pack`] carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pack {
+    /// The user, by its id inside the container's user namespace.
+    pub uid: u32,
+    /// The group, as `uid`.
+    pub gid: u32,
+    /// Supplementary groups, as `uid`.
+    #[serde(default)]
+    pub groups: Vec<u32>,
+    /// The path inside the container, absolute; with a `/` at its end: a directory's content.
+    pub source: String,
+}
+
+/// What a packer writes into its second pipe when the stream is whole.
+pub const PACKED: &[u8] = b"packed";
 
 /// What a shim sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,9 @@
 
 use std::io::Read;
 
-use super::header::{Entries, Entry, Kind};
+use garden_tar::{Described, Entries, Entry, Kind};
+
+use super::attributes::{self, Attributes};
 use super::name::{Meaning, Name};
 use super::tree::{Content, Tree};
 use super::{Fault, Limits};
@@ -21,14 +23,14 @@ pub(crate) fn unpack(
     base: Option<&Name>,
     image: &str,
 ) -> Result<(), Error> {
-    let mut entries = Entries::new(input, limits);
+    let mut entries = Entries::new(input);
     let mut last: Option<Vec<u8>> = None;
     loop {
         let entry = match entries.next() {
             Ok(Some(entry)) => entry,
             Ok(None) => return Ok(()),
             // A broken header has no name: the entry before it shows the place.
-            Err(fault) => return Err(fault.of(image, last.as_deref())),
+            Err(error) => return Err(Fault::from(error).of(image, last.as_deref())),
         };
         if let Err(fault) = one(&entry, &mut entries, tree, limits, base) {
             return Err(fault.of(image, Some(&entry.name)));
@@ -69,9 +71,8 @@ fn one(
         return tree.hard_link(name, &target);
     }
     let attributes = match &entry.attributes {
-        Ok(attributes) => tree.allow(attributes.clone())?,
-        Err(Rule::Owner(id)) => return Err(Rule::Owner(*id).into()),
-        Err(rule) => return Err(Rule::Header(rule.to_string()).into()),
+        Ok(described) => tree.allow(attributes_of(described)?)?,
+        Err(error) => return Err(Rule::Header(error.to_string()).into()),
     };
     match entry.kind {
         Kind::Directory => tree.directory(name, attributes),
@@ -86,4 +87,14 @@ fn one(
             tree.file(name, attributes, content)
         }
     }
+}
+
+fn attributes_of(described: &Described) -> Result<Attributes, Rule> {
+    Ok(Attributes {
+        mode: described.mode,
+        uid: attributes::owner(described.uid)?,
+        gid: attributes::owner(described.gid)?,
+        mtime: described.mtime,
+        xattrs: described.xattrs.clone(),
+    })
 }

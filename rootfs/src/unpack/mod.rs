@@ -15,13 +15,10 @@
 
 pub(crate) mod archive;
 pub(crate) mod attributes;
-mod block;
 pub(crate) mod copy;
-pub(crate) mod header;
 pub(crate) mod listing;
 pub(crate) mod name;
 mod place;
-mod sparse;
 pub(crate) mod tree;
 pub(crate) mod whiteout;
 
@@ -101,6 +98,15 @@ impl Fault {
                 }
                 None => Error::host(format!("{step} (image {image:?})"), source),
             },
+        }
+    }
+}
+
+impl From<garden_tar::Error> for Fault {
+    fn from(error: garden_tar::Error) -> Self {
+        match error {
+            garden_tar::Error::Header(text) => Self::Rule(Rule::Header(text)),
+            garden_tar::Error::Read(error) => Self::reading(error),
         }
     }
 }

@@ -8,33 +8,33 @@
 
 use std::io::{self, Read};
 
-use super::block::{BLOCK, positive};
-use crate::error::Rule;
+use crate::Error;
+use crate::block::{BLOCK, positive};
 
 /// The most segments of a file.
-const MOST: usize = 64 * 1024;
+pub(crate) const MOST: usize = 64 * 1024;
 
 /// Where the bytes of a sparse file belong.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Map {
+pub(crate) struct Map {
     /// Offset and length of each segment.
     segments: Vec<(u64, u64)>,
     /// The length of the file.
-    pub(super) length: u64,
+    pub(crate) length: u64,
 }
 
 /// What pax records said about a sparse file.
 #[derive(Debug, Default)]
-pub(super) struct Records {
+pub(crate) struct Records {
     major: Option<u64>,
     minor: Option<u64>,
     length: Option<u64>,
     numbers: Vec<u64>,
-    pub(super) name: Option<Vec<u8>>,
+    pub(crate) name: Option<Vec<u8>>,
 }
 
 /// The form of a sparse file in pax.
-pub(super) enum Form {
+pub(crate) enum Form {
     /// The records have told all.
     Complete(Map),
     /// The map lies in front of the content; this is the length of the file.
@@ -43,7 +43,7 @@ pub(super) enum Form {
 
 impl Records {
     /// Takes a record; `key` is what follows `GNU.sparse.`.
-    pub(super) fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), Rule> {
+    pub(crate) fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         match key {
             b"major" => self.major = Some(decimal(value)?),
             b"minor" => self.minor = Some(decimal(value)?),
@@ -68,7 +68,7 @@ impl Records {
         Ok(())
     }
 
-    fn push(&mut self, number: u64) -> Result<(), Rule> {
+    fn push(&mut self, number: u64) -> Result<(), Error> {
         if self.numbers.len() >= 2 * MOST {
             return Err(too_many());
         }
@@ -77,7 +77,7 @@ impl Records {
     }
 
     /// What they say together.
-    pub(super) fn form(self) -> Result<Form, Rule> {
+    pub(crate) fn form(self) -> Result<Form, Error> {
         let length = self.length.ok_or_else(|| wrong("its length is missing"))?;
         match (self.major, self.minor) {
             (Some(1), Some(0)) if self.numbers.is_empty() => Ok(Form::InFront(length)),
@@ -89,7 +89,7 @@ impl Records {
 }
 
 impl Map {
-    fn new(mut segments: Vec<(u64, u64)>, length: u64) -> Result<Self, Rule> {
+    fn new(mut segments: Vec<(u64, u64)>, length: u64) -> Result<Self, Error> {
         if segments.len() > MOST {
             return Err(too_many());
         }
@@ -108,8 +108,8 @@ impl Map {
     }
 
     /// The map of an old GNU header. `next` gives the next block behind it.
-    pub(super) fn old<E: From<Rule>>(
-        (first, mut more, length): (&[u8], bool, Result<u64, Rule>),
+    pub(crate) fn old<E: From<Error>>(
+        (first, mut more, length): (&[u8], bool, Result<u64, Error>),
         mut next: impl FnMut() -> Result<[u8; BLOCK], E>,
     ) -> Result<Self, E> {
         let mut segments = Vec::new();
@@ -124,7 +124,7 @@ impl Map {
 
     /// Reads the map in front of the content: decimal numbers, one a line, filled up to a block.
     /// Also gives how many bytes that took.
-    pub(super) fn in_front(input: &mut dyn Read, length: u64) -> io::Result<(Self, u64)> {
+    pub(crate) fn in_front(input: &mut dyn Read, length: u64) -> io::Result<(Self, u64)> {
         let mut lines = Numbers {
             input,
             block: [0; BLOCK],
@@ -143,14 +143,19 @@ impl Map {
         Ok((map, read))
     }
 
+    /// Offset and length of what is there.
+    pub(crate) fn segments(&self) -> &[(u64, u64)] {
+        &self.segments
+    }
+
     /// The bytes that the archive must have for it.
-    pub(super) fn stored(&self) -> u64 {
+    pub(crate) fn stored(&self) -> u64 {
         // Cannot overflow: they lie one behind the other.
         self.segments.iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// The whole file, zeros included.
-    pub(super) fn expand<R: Read>(self, stored: R) -> Expanded<R> {
+    pub(crate) fn expand<R: Read>(self, stored: R) -> Expanded<R> {
         Expanded {
             map: self,
             stored,
@@ -161,7 +166,7 @@ impl Map {
 }
 
 /// Pairs of offset and length, as octal numbers; an empty one ends them.
-fn entries(field: &[u8], segments: &mut Vec<(u64, u64)>) -> Result<(), Rule> {
+fn entries(field: &[u8], segments: &mut Vec<(u64, u64)>) -> Result<(), Error> {
     for entry in field.chunks_exact(24) {
         if entry[0] == 0 || entry[12] == 0 {
             break;
@@ -177,7 +182,7 @@ fn entries(field: &[u8], segments: &mut Vec<(u64, u64)>) -> Result<(), Rule> {
     Ok(())
 }
 
-fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>, Rule> {
+fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>, Error> {
     let (pairs, []) = numbers.as_chunks::<2>() else {
         return Err(wrong("a segment has no length"));
     };
@@ -188,19 +193,19 @@ fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>, Rule> {
 }
 
 /// Digits and nothing else.
-pub(super) fn decimal(text: &[u8]) -> Result<u64, Rule> {
+pub(crate) fn decimal(text: &[u8]) -> Result<u64, Error> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let text = std::str::from_utf8(text).ok().filter(|_| digits);
     let number = text.and_then(|text| text.parse().ok());
-    number.ok_or_else(|| Rule::Header("a pax record should be a number and is not".to_owned()))
+    number.ok_or_else(|| Error::Header("a pax record should be a number and is not".to_owned()))
 }
 
-fn wrong(text: &str) -> Rule {
-    Rule::Header(format!("it describes a sparse file, and {text}"))
+fn wrong(text: &str) -> Error {
+    Error::Header(format!("it describes a sparse file, and {text}"))
 }
 
-fn too_many() -> Rule {
-    Rule::Header(format!(
+fn too_many() -> Error {
+    Error::Header(format!(
         "it describes a sparse file of too many segments: {MOST} is the limit"
     ))
 }
@@ -234,7 +239,7 @@ impl Numbers<'_> {
 }
 
 /// A sparse file as a stream of all its bytes.
-pub(super) struct Expanded<R> {
+pub(crate) struct Expanded<R> {
     map: Map,
     stored: R,
     segment: usize,

@@ -1,49 +1,76 @@
 //! Reading the headers of a tar stream: ustar, GNU long names, pax (POSIX.1-2001), sparse files.
 //!
-//! Used by the archive front end. Written here and not taken from a library, because three things
+//! Written here and not taken from a library, because three things
 //! must be strict where libraries are lenient: memory (an extended header may claim any size),
 //! pax records (they are counted, so that a value with a line break neither ends early nor
 //! smuggles a record), and the size that decides where the next header is.
 
 use std::io::{self, Read};
 
-use super::attributes::{self, Attributes};
-use super::block::{BLOCK, Block};
-use super::sparse::{Expanded, Form, Map, Records, decimal};
-use super::{Fault, Limits};
-use crate::error::Rule;
+use crate::Error;
+use crate::block::{BLOCK, Block};
+use crate::sparse::{Expanded, Form, Map, Records, decimal};
 
 /// The most bytes of one extended header.
 const EXTENDED: u64 = 1 << 20;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A directory.
     Directory,
+    /// A regular file.
     File,
+    /// A symbolic link.
     Symlink,
+    /// Another name of an earlier entry.
     HardLink,
+    /// A named pipe.
     Pipe,
     /// A device, or something that only some archiver knows.
     Unusable,
 }
 
+/// What a header says of an object beside its name and content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Permissions, with set-id and sticky bits.
+    pub mode: u32,
+    /// Owner, as the archive has it.
+    pub uid: u64,
+    /// Group, as the archive has it.
+    pub gid: u64,
+    /// Modification time: seconds since the epoch, and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Extended attributes: name and value.
+    pub xattrs: Vec<(String, Vec<u8>)>,
+}
+
 /// An entry, before its content.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) name: Vec<u8>,
-    pub(crate) link: Vec<u8>,
-    pub(crate) kind: Kind,
+pub struct Entry {
+    /// Its name, as the archive has it.
+    pub name: Vec<u8>,
+    /// Where a link leads.
+    pub link: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
     /// Bytes of the object.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Where they belong, when the archive has only some of them.
     sparse: Option<Map>,
-    pub(crate) attributes: Result<Attributes, Rule>,
+    /// The rest; an error when a field of it is no number.
+    pub attributes: Result<Described, Error>,
 }
 
 impl Entry {
+    /// The parts of a file with holes that are there, as offset and length; `None`: all of it.
+    pub fn segments(&self) -> Option<&[(u64, u64)]> {
+        self.sparse.as_ref().map(Map::segments)
+    }
+
     /// Whether the file has holes.
-    pub(crate) fn is_sparse(&self) -> bool {
+    pub fn is_sparse(&self) -> bool {
         self.sparse.is_some()
     }
 }
@@ -70,9 +97,8 @@ struct Pending {
 }
 
 /// The entries of a tar stream, one after the other.
-pub(crate) struct Entries<'a> {
+pub struct Entries<'a> {
     input: &'a mut dyn Read,
-    limits: &'a Limits,
     /// Bytes of the current entry that were not read yet.
     content: u64,
     /// Zeros behind it, up to the next block.
@@ -80,10 +106,10 @@ pub(crate) struct Entries<'a> {
 }
 
 impl<'a> Entries<'a> {
-    pub(crate) fn new(input: &'a mut dyn Read, limits: &'a Limits) -> Self {
+    /// Reads them from `input`, which should be buffered: headers are read a block at a time.
+    pub fn new(input: &'a mut dyn Read) -> Self {
         Self {
             input,
-            limits,
             content: 0,
             padding: 0,
         }
@@ -91,7 +117,14 @@ impl<'a> Entries<'a> {
 
     /// The next entry; `None` at the end marker or the end of the stream. Skips what was not read
     /// of the one before.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>, Fault> {
+    ///
+    /// # Errors
+    /// When a header is wrong, or the stream ends or fails within an entry.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator would go on behind an error"
+    )]
+    pub fn next(&mut self) -> Result<Option<Entry>, Error> {
         let mut pending = Pending::default();
         loop {
             self.skip()?;
@@ -123,7 +156,7 @@ impl<'a> Entries<'a> {
     }
 
     /// The entry that a header and what came before it describe.
-    fn entry(&mut self, header: &Block<'_>, size: u64, pending: Pending) -> Result<Entry, Fault> {
+    fn entry(&mut self, header: &Block<'_>, size: u64, pending: Pending) -> Result<Entry, Error> {
         let mut pax = pending.pax.unwrap_or_default();
         let form = match pax.sparse.take() {
             None => None,
@@ -141,7 +174,7 @@ impl<'a> Entries<'a> {
             Some(Form::InFront(length)) => {
                 self.content = entry.size;
                 let in_front = Map::in_front(&mut Content(self), length);
-                let (map, read) = in_front.map_err(Fault::reading)?;
+                let (map, read) = in_front.map_err(Error::reading)?;
                 entry.size -= read;
                 Some(map)
             }
@@ -167,28 +200,33 @@ impl<'a> Entries<'a> {
     }
 
     /// The content of the current entry; of a sparse file with all its zeros.
-    pub(crate) fn content(&mut self, entry: &Entry) -> impl Read + '_ {
+    pub fn content(&mut self, entry: &Entry) -> impl Read + '_ {
         match entry.sparse.clone() {
             None => Whole::Plain(Content(self)),
             Some(map) => Whole::Sparse(map.expand(Content(self))),
         }
     }
 
-    fn skip(&mut self) -> Result<(), Fault> {
+    /// The bytes of the current entry that the archive has, holes left out.
+    pub fn stored(&mut self) -> impl Read + '_ {
+        Content(self)
+    }
+
+    fn skip(&mut self) -> Result<(), Error> {
         let left = self
             .content
             .checked_add(self.padding)
-            .ok_or(Rule::Bytes(self.limits.bytes))?;
+            .ok_or_else(|| header_rule("its size is out of range"))?;
         let skipped = io::copy(&mut (&mut *self.input).take(left), &mut io::sink())
-            .map_err(Fault::reading)?;
+            .map_err(Error::reading)?;
         if skipped < left {
-            return Err(Fault::reading(io::ErrorKind::UnexpectedEof.into()));
+            return Err(Error::reading(io::ErrorKind::UnexpectedEof.into()));
         }
         (self.content, self.padding) = (0, 0);
         Ok(())
     }
 
-    fn header(&mut self) -> Result<Option<[u8; BLOCK]>, Fault> {
+    fn header(&mut self) -> Result<Option<[u8; BLOCK]>, Error> {
         let Some(block) = self.block()? else {
             return Ok(None);
         };
@@ -203,27 +241,27 @@ impl<'a> Entries<'a> {
     }
 
     /// A block that must be there.
-    fn block_behind(&mut self) -> Result<[u8; BLOCK], Fault> {
-        let ended = || Fault::reading(io::ErrorKind::UnexpectedEof.into());
+    fn block_behind(&mut self) -> Result<[u8; BLOCK], Error> {
+        let ended = || Error::reading(io::ErrorKind::UnexpectedEof.into());
         self.block()?.ok_or_else(ended)
     }
 
-    fn block(&mut self) -> Result<Option<[u8; BLOCK]>, Fault> {
+    fn block(&mut self) -> Result<Option<[u8; BLOCK]>, Error> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         while filled < BLOCK {
             match self.input.read(&mut block[filled..]) {
                 Ok(0) if filled == 0 => return Ok(None),
-                Ok(0) => return Err(Fault::reading(io::ErrorKind::UnexpectedEof.into())),
+                Ok(0) => return Err(Error::reading(io::ErrorKind::UnexpectedEof.into())),
                 Ok(length) => filled += length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Fault::reading(error)),
+                Err(error) => return Err(Error::reading(error)),
             }
         }
         Ok(Some(block))
     }
 
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>, Fault> {
+    fn extension(&mut self, size: u64) -> Result<Vec<u8>, Error> {
         if size > EXTENDED {
             return Err(header_rule(format!(
                 "an extended header has {size} bytes, {EXTENDED} is the limit"
@@ -234,7 +272,7 @@ impl<'a> Entries<'a> {
         let mut bytes = Vec::new();
         Content(self)
             .read_to_end(&mut bytes)
-            .map_err(Fault::reading)?;
+            .map_err(Error::reading)?;
         Ok(bytes)
     }
 }
@@ -285,7 +323,7 @@ fn entry(
     pax: Pax,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
-) -> Result<Entry, Fault> {
+) -> Result<Entry, Error> {
     let name = pax.name.or(long_name).unwrap_or_else(|| header.name());
     let kind = match header.kind() {
         // The oldest archives have no type for a directory.
@@ -307,11 +345,11 @@ fn entry(
         (Kind::File | Kind::Unusable, _) => pax.size.unwrap_or(size),
         _ => 0,
     };
-    let or = |value: Option<u64>, header: Result<u64, Rule>| value.map_or(header, Ok);
+    let or = |value: Option<u64>, header: Result<u64, Error>| value.map_or(header, Ok);
     let attributes = or(pax.uid, header.uid()).and_then(|uid| {
-        Ok(Attributes {
-            uid: attributes::owner(uid)?,
-            gid: attributes::owner(or(pax.gid, header.gid())?)?,
+        Ok(Described {
+            uid,
+            gid: or(pax.gid, header.gid())?,
             mode: header.mode()?,
             mtime: match pax.mtime {
                 Some(time) => time,
@@ -336,7 +374,7 @@ fn padding(size: u64) -> u64 {
 
 /// A long name ends with its only NUL. One that goes on behind it is two names, and which counts
 /// depends on the reader.
-fn terminated(mut name: Vec<u8>) -> Result<Vec<u8>, Fault> {
+fn terminated(mut name: Vec<u8>) -> Result<Vec<u8>, Error> {
     let end = name.iter().position(|byte| *byte == 0);
     let rest = name.split_off(end.unwrap_or(name.len()));
     match rest.iter().all(|byte| *byte == 0) {
@@ -345,19 +383,19 @@ fn terminated(mut name: Vec<u8>) -> Result<Vec<u8>, Fault> {
     }
 }
 
-fn once<T>(place: &mut Option<T>, value: T) -> Result<(), Fault> {
+fn once<T>(place: &mut Option<T>, value: T) -> Result<(), Error> {
     match place.replace(value) {
         None => Ok(()),
         Some(_) => Err(header_rule("two extended headers describe the same entry")),
     }
 }
 
-fn header_rule(text: impl Into<String>) -> Fault {
-    Rule::Header(text.into()).into()
+fn header_rule(text: impl Into<String>) -> Error {
+    Error::Header(text.into())
 }
 
 impl Pax {
-    fn parse(mut records: &[u8]) -> Result<Self, Fault> {
+    fn parse(mut records: &[u8]) -> Result<Self, Error> {
         let mut pax = Self::default();
         while !records.is_empty() {
             let (key, value, rest) =
@@ -368,7 +406,7 @@ impl Pax {
         Ok(pax)
     }
 
-    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), Fault> {
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         // An empty value takes back what an earlier header said; nothing earlier counts here.
         match key {
             b"path" => self.name = filled(value),
@@ -380,7 +418,7 @@ impl Pax {
             key => {
                 if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     let records = self.sparse.get_or_insert_default();
-                    return Ok(records.take(key, value)?);
+                    return records.take(key, value);
                 }
                 let name = key.strip_prefix(b"SCHILY.xattr.");
                 if let Some(name) = name.and_then(|name| std::str::from_utf8(name).ok()) {
@@ -394,7 +432,7 @@ impl Pax {
     }
 
     /// A global header may carry comments, but nothing that would change each entry.
-    fn check_global(&self) -> Result<(), Fault> {
+    fn check_global(&self) -> Result<(), Error> {
         let harmless = self.name.is_none()
             && self.link.is_none()
             && self.size.is_none()
@@ -428,7 +466,7 @@ fn filled(value: &[u8]) -> Option<Vec<u8>> {
     (!value.is_empty()).then(|| value.to_vec())
 }
 
-fn number(value: &[u8]) -> Result<Option<u64>, Fault> {
+fn number(value: &[u8]) -> Result<Option<u64>, Error> {
     match value {
         [] => Ok(None),
         digits => Ok(Some(decimal(digits)?)),
@@ -436,7 +474,7 @@ fn number(value: &[u8]) -> Result<Option<u64>, Fault> {
 }
 
 /// Seconds with a fraction, as pax writes times.
-fn time(value: &[u8]) -> Result<Option<(i64, u32)>, Fault> {
+fn time(value: &[u8]) -> Result<Option<(i64, u32)>, Error> {
     if value.is_empty() {
         return Ok(None);
     }

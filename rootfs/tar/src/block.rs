@@ -5,22 +5,22 @@
 //! fields. A number that does not fit is an error here, never another number: two readers that
 //! disagree about a size read different archives.
 
-use crate::error::Rule;
+use crate::Error;
 
 /// Bytes of a block.
-pub(super) const BLOCK: usize = 512;
+pub const BLOCK: usize = 512;
 
 /// A header.
-pub(super) struct Block<'a>(pub(super) &'a [u8; BLOCK]);
+pub(crate) struct Block<'a>(pub(crate) &'a [u8; BLOCK]);
 
 impl Block<'_> {
     /// Whether this is the end marker.
-    pub(super) fn is_zero(&self) -> bool {
+    pub(crate) fn is_zero(&self) -> bool {
         self.0.iter().all(|byte| *byte == 0)
     }
 
     /// Whether its checksum is right. Some old archivers summed up signed bytes.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         // The field itself counts as spaces.
         let sum = |of: fn(&u8) -> i32| {
             let all: i32 = self.0.iter().map(of).sum();
@@ -34,12 +34,12 @@ impl Block<'_> {
     }
 
     /// What follows: see [`super::header`].
-    pub(super) fn kind(&self) -> u8 {
+    pub(crate) fn kind(&self) -> u8 {
         self.0[156]
     }
 
     /// The name, with the directory that only ustar keeps apart.
-    pub(super) fn name(&self) -> Vec<u8> {
+    pub(crate) fn name(&self) -> Vec<u8> {
         let name = text(&self.0[..100]);
         let prefix = match &self.0[257..263] {
             b"ustar\0" => text(&self.0[345..500]),
@@ -51,35 +51,35 @@ impl Block<'_> {
         }
     }
 
-    pub(super) fn link(&self) -> Vec<u8> {
+    pub(crate) fn link(&self) -> Vec<u8> {
         text(&self.0[157..257]).to_vec()
     }
 
-    pub(super) fn mode(&self) -> Result<u32, Rule> {
+    pub(crate) fn mode(&self) -> Result<u32, Error> {
         // Some archivers put the type of the object into it, too.
         Ok((positive(&self.0[100..108], "mode")? & 0o7777) as u32)
     }
 
-    pub(super) fn uid(&self) -> Result<u64, Rule> {
+    pub(crate) fn uid(&self) -> Result<u64, Error> {
         positive(&self.0[108..116], "owner")
     }
 
-    pub(super) fn gid(&self) -> Result<u64, Rule> {
+    pub(crate) fn gid(&self) -> Result<u64, Error> {
         positive(&self.0[116..124], "group")
     }
 
-    pub(super) fn size(&self) -> Result<u64, Rule> {
+    pub(crate) fn size(&self) -> Result<u64, Error> {
         positive(&self.0[124..136], "size")
     }
 
     /// Seconds; may be before the epoch.
-    pub(super) fn mtime(&self) -> Result<i64, Rule> {
+    pub(crate) fn mtime(&self) -> Result<i64, Error> {
         number(&self.0[136..148]).map_err(|()| wrong("time"))
     }
 
     /// The segments that an old GNU sparse header has room for, whether more blocks of them
     /// follow, and the length of the whole file.
-    pub(super) fn sparse(&self) -> (&[u8], bool, Result<u64, Rule>) {
+    pub(crate) fn sparse(&self) -> (&[u8], bool, Result<u64, Error>) {
         let length = positive(&self.0[483..495], "length");
         (&self.0[386..482], self.0[482] != 0, length)
     }
@@ -92,13 +92,13 @@ fn text(field: &[u8]) -> &[u8] {
 }
 
 /// A number that cannot be negative.
-pub(super) fn positive(field: &[u8], what: &'static str) -> Result<u64, Rule> {
+pub(crate) fn positive(field: &[u8], what: &'static str) -> Result<u64, Error> {
     let value = number(field).map_err(|()| wrong(what))?;
     u64::try_from(value).map_err(|_| wrong(what))
 }
 
-fn wrong(what: &str) -> Rule {
-    Rule::Header(format!("its {what} is no number, or is out of range"))
+fn wrong(what: &str) -> Error {
+    Error::Header(format!("its {what} is no number, or is out of range"))
 }
 
 /// Octal digits between spaces and NULs, nothing being zero; or, with the first bit set, base 256

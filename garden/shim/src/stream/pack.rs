@@ -1,0 +1,403 @@
+//! Files become a tar: what `tar -c` does, with sparse files and extended attributes.
+//!
+//! Runs in a worker that is the user already (see the module above). Every object is opened from its
+//! directory's descriptor and never through a link. What cannot be read is left out, the rest is
+//! sent, and then the stream is cut before its end marker, with the first failure as the reason:
+//! nobody takes a part for the whole. A reader that closes early ends it quietly.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+
+use garden_tar::{BLOCK, Head, Type};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::io::Errno;
+use rustix::pipe::SpliceFlags;
+
+use super::PIECE;
+use crate::failure::{Result, Step as _, other};
+
+/// Files from this size on are moved into the pipe without being copied.
+const LARGE: u64 = 64 << 10;
+
+/// What is packed: a name in an open directory, or the content of the directory.
+pub(super) struct Source {
+    directory: OwnedFd,
+    leaf: Option<CString>,
+}
+
+impl Source {
+    /// Opens it, so that what is missing is told before the stream begins.
+    pub(super) fn open(path: &str) -> Result<Self> {
+        let step = format!("cannot open {path}");
+        let (directory, leaf) = match path.rsplit_once('/') {
+            Some((parent, leaf)) if !matches!(leaf, "" | "." | "..") => {
+                (format!("{parent}/"), leaf)
+            }
+            _ => (path.to_owned(), ""),
+        };
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let flags = flags
+            | if leaf.is_empty() {
+                OFlags::RDONLY
+            } else {
+                OFlags::PATH
+            };
+        let directory = rustix::fs::open(directory, flags, Mode::empty()).step(&step)?;
+        if leaf.is_empty() {
+            return Ok(Self {
+                directory,
+                leaf: None,
+            });
+        }
+        rustix::fs::statat(&directory, leaf, AtFlags::SYMLINK_NOFOLLOW).step(&step)?;
+        let leaf = CString::new(leaf).step(&step)?;
+        Ok(Self {
+            directory,
+            leaf: Some(leaf),
+        })
+    }
+}
+
+/// Packs all of it into a pipe.
+pub(super) fn all(source: &Source, pipe: BorrowedFd<'_>) -> Result<()> {
+    let mut pack = Packer {
+        pipe,
+        out: Vec::with_capacity(2 * PIECE),
+        buffer: vec![0; PIECE],
+        names: vec![0; 64 << 10],
+        seen: HashMap::new(),
+        problem: None,
+    };
+    let walked = match &source.leaf {
+        Some(leaf) => pack.object(source.directory.as_fd(), leaf, leaf.to_bytes()),
+        None => pack.directory(&source.directory, b"."),
+    };
+    let ended = walked.and_then(|()| {
+        if pack.problem.is_none() {
+            pack.out.resize(pack.out.len() + 2 * BLOCK, 0);
+        }
+        pack.flush()
+    });
+    match (ended, pack.problem) {
+        // Whoever reads has enough.
+        (Err(Errno::PIPE), _) | (Ok(()), None) => Ok(()),
+        (Err(errno), _) => Err(errno).step("cannot write the stream"),
+        (Ok(()), Some(problem)) => Err(other(problem)),
+    }
+}
+
+struct Packer<'a> {
+    pipe: BorrowedFd<'a>,
+    out: Vec<u8>,
+    buffer: Vec<u8>,
+    names: Vec<u8>,
+    /// The first name of each file that has several.
+    seen: HashMap<(u64, u64), Vec<u8>>,
+    problem: Option<String>,
+}
+
+/// Fails only by the pipe: what is wrong with an object becomes `problem`.
+type Sent = rustix::io::Result<()>;
+
+impl Packer<'_> {
+    fn wrong(&mut self, name: &[u8], doing: &str, errno: Errno) {
+        // What was removed meanwhile is not missing.
+        if errno != Errno::NOENT && self.problem.is_none() {
+            let name = String::from_utf8_lossy(name);
+            self.problem = Some(format!("cannot {doing} {name:?}: {errno}"));
+        }
+    }
+
+    fn flush(&mut self) -> Sent {
+        let mut rest = &self.out[..];
+        while !rest.is_empty() {
+            match rustix::io::write(self.pipe, rest) {
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        self.out.clear();
+        Ok(())
+    }
+
+    fn room(&mut self) -> Sent {
+        if self.out.len() >= PIECE {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn object(&mut self, parent: BorrowedFd<'_>, leaf: &CStr, name: &[u8]) -> Sent {
+        let stat = match rustix::fs::statat(parent, leaf, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(errno) => {
+                self.wrong(name, "look at", errno);
+                return Ok(());
+            }
+        };
+        // Not through a link that took its place, and not waiting for a pipe's other end.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let open =
+            |more| rustix::fs::openat(parent, leaf, flags | OFlags::CLOEXEC | more, Mode::empty());
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => match open(OFlags::DIRECTORY) {
+                Ok(fd) => return self.directory(&fd, name),
+                Err(errno) => {
+                    self.wrong(name, "open", errno);
+                    return Ok(());
+                }
+            },
+            FileType::Symlink => Type::Symlink,
+            FileType::Fifo => Type::Pipe,
+            FileType::RegularFile => Type::File,
+            // A socket means nothing without the process that listens.
+            FileType::Socket => return Ok(()),
+            other => {
+                let device = stat.st_rdev;
+                let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+                match other {
+                    FileType::BlockDevice => Type::Block(major, minor),
+                    _ => Type::Character(major, minor),
+                }
+            }
+        };
+        if stat.st_nlink > 1 {
+            let id = (stat.st_dev, stat.st_ino);
+            if let Some(first) = self.seen.get(&id).cloned() {
+                let head = Head {
+                    link: &first,
+                    ..head(Type::HardLink, name, &stat)
+                };
+                head.write(&mut self.out);
+                return self.room();
+            }
+        }
+        match kind {
+            Type::File => match open(OFlags::empty()) {
+                Ok(fd) => self.file(&File::from(fd), name)?,
+                Err(errno) => {
+                    self.wrong(name, "open", errno);
+                    return Ok(());
+                }
+            },
+            Type::Symlink => match rustix::fs::readlinkat(parent, leaf, Vec::new()) {
+                Ok(target) => {
+                    let head = Head {
+                        link: target.to_bytes(),
+                        ..head(kind, name, &stat)
+                    };
+                    head.write(&mut self.out);
+                }
+                Err(errno) => {
+                    self.wrong(name, "read the link", errno);
+                    return Ok(());
+                }
+            },
+            kind => {
+                head(kind, name, &stat).write(&mut self.out);
+            }
+        }
+        if stat.st_nlink > 1 {
+            self.seen.insert((stat.st_dev, stat.st_ino), name.to_vec());
+        }
+        self.room()
+    }
+
+    fn directory(&mut self, fd: &OwnedFd, name: &[u8]) -> Sent {
+        let slashed = [name, b"/"].concat();
+        match rustix::fs::fstat(fd) {
+            Ok(stat) => {
+                let xattrs = self.xattrs(fd);
+                let head = Head {
+                    xattrs: &xattrs,
+                    ..head(Type::Directory, &slashed, &stat)
+                };
+                head.write(&mut self.out);
+            }
+            Err(errno) => self.wrong(name, "look at", errno),
+        }
+        let mut children = Vec::new();
+        match Dir::read_from(fd) {
+            Ok(listing) => {
+                for child in listing {
+                    match child {
+                        Ok(child) if matches!(child.file_name().to_bytes(), b"." | b"..") => {}
+                        Ok(child) => children.push(child.file_name().to_owned()),
+                        Err(errno) => {
+                            self.wrong(name, "list", errno);
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(errno) => self.wrong(name, "list", errno),
+        }
+        for child in children {
+            let name = [&slashed, child.to_bytes()].concat();
+            self.object(fd.as_fd(), &child, &name)?;
+        }
+        self.room()
+    }
+
+    fn file(&mut self, file: &File, name: &[u8]) -> Sent {
+        let stat = match rustix::fs::fstat(file) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => stat,
+            Ok(_) => return Ok(()),
+            Err(errno) => {
+                self.wrong(name, "look at", errno);
+                return Ok(());
+            }
+        };
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let allocated = u64::try_from(stat.st_blocks)
+            .unwrap_or(0)
+            .saturating_mul(512);
+        let segments = if allocated < size {
+            segments(file, size)
+        } else {
+            None
+        };
+        let xattrs = self.xattrs(file);
+        let described = Head {
+            size,
+            segments: segments.as_deref(),
+            xattrs: &xattrs,
+            ..head(Type::File, name, &stat)
+        };
+        let content = described.write(&mut self.out);
+        let whole = [(0, size)];
+        for (offset, length) in segments.as_deref().unwrap_or(&whole) {
+            let sent = match *length >= LARGE {
+                true => self.splice(file, *offset, *length)?,
+                false => 0,
+            };
+            self.copy(file, name, offset + sent, length - sent)?;
+        }
+        let padding = usize::try_from(content.wrapping_neg() % BLOCK as u64).unwrap_or(0);
+        self.out.resize(self.out.len() + padding, 0);
+        Ok(())
+    }
+
+    /// Moves what it can without copying; returns how many bytes that were.
+    fn splice(&mut self, file: &File, offset: u64, length: u64) -> rustix::io::Result<u64> {
+        self.flush()?;
+        let mut at = offset;
+        while at < offset + length {
+            let most = usize::try_from(offset + length - at)
+                .unwrap_or(usize::MAX)
+                .min(1 << 20);
+            match rustix::pipe::splice(
+                file,
+                Some(&mut at),
+                self.pipe,
+                None,
+                most,
+                SpliceFlags::empty(),
+            ) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::PIPE) => return Err(Errno::PIPE),
+                // Not every file system can; the copy tells what is really wrong.
+                Err(_) => break,
+            }
+        }
+        Ok(at - offset)
+    }
+
+    /// Copies; a file that became shorter is filled up with zeros, because its size was sent.
+    fn copy(&mut self, file: &File, name: &[u8], offset: u64, length: u64) -> Sent {
+        let mut done = 0;
+        while done < length {
+            let most = usize::try_from(length - done).unwrap_or(PIECE).min(PIECE);
+            let piece = self.buffer.get_mut(..most).unwrap_or_default();
+            let read = match file.read_at(piece, offset + done) {
+                Ok(0) => {
+                    piece.fill(0);
+                    most
+                }
+                Ok(read) => read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    piece.fill(0);
+                    let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                    self.wrong(name, "read", errno);
+                    most
+                }
+            };
+            self.out
+                .extend_from_slice(self.buffer.get(..read).unwrap_or_default());
+            done += read as u64;
+            self.room()?;
+        }
+        Ok(())
+    }
+
+    /// Those that another user's files may have, and capabilities.
+    fn xattrs(&mut self, file: impl AsFd) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let Ok(length) = rustix::fs::flistxattr(&file, &mut self.names[..]) else {
+            return Vec::new();
+        };
+        let names = self.names.get(..length).unwrap_or_default();
+        let kept = |name: &&[u8]| name.starts_with(b"user.") || *name == b"security.capability";
+        let mut found = Vec::new();
+        for name in names.split(|byte| *byte == 0).filter(kept) {
+            if let Ok(length) = rustix::fs::fgetxattr(&file, name, &mut self.buffer[..]) {
+                let value = self.buffer.get(..length).unwrap_or_default();
+                found.push((name.to_vec(), value.to_vec()));
+            }
+        }
+        found
+    }
+}
+
+fn head<'a>(kind: Type, name: &'a [u8], stat: &Stat) -> Head<'a> {
+    Head {
+        kind,
+        name,
+        link: b"",
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: stat.st_mtime,
+        size: 0,
+        segments: None,
+        xattrs: &[],
+    }
+}
+
+/// Where the data of a file with holes is; `None` when it has none, or too many.
+fn segments(file: &File, size: u64) -> Option<Vec<(u64, u64)>> {
+    let mut segments = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) if start < size => start,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(_) => return None,
+        };
+        let end = rustix::fs::seek(file, SeekFrom::Hole(start))
+            .ok()?
+            .min(size);
+        segments.push((start, end - start));
+        if segments.len() >= Head::SEGMENTS {
+            return None;
+        }
+        at = end;
+    }
+    if segments[..] == [(0, size)] {
+        return None;
+    }
+    // GNU tar marks the end by an empty segment, and its readers expect one behind a last hole.
+    if segments
+        .last()
+        .is_none_or(|(offset, length)| offset + length < size)
+    {
+        segments.push((size, 0));
+    }
+    Some(segments)
+}

@@ -1,0 +1,369 @@
+//! A tar becomes files: what `tar -x --no-same-permissions --no-same-owner --xattrs` does.
+//!
+//! Runs in a worker that is the user already (see the module above). Owners are ignored, modes lose
+//! what the umask and set-id bits are, what is in the way of an entry is replaced. Links that lead
+//! up or to the root are made last, so that the archive's own entries cannot go through them; links
+//! that were there before are the user's and are followed. Ends at the first entry that fails.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use garden_tar::{Described, Entries, Entry, Kind};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
+
+use super::PIECE;
+use crate::failure::{Result, Step as _, other};
+
+/// Bytes of names that are remembered until the end; a million directories have fewer.
+const REMEMBERED: usize = 256 << 20;
+
+/// Unpacks a whole stream into a directory.
+pub(super) fn all(stream: File, destination: OwnedFd) -> Result<()> {
+    let mut reader = BufReader::with_capacity(PIECE, stream);
+    let mut place = Place {
+        root: destination,
+        parent: None,
+        directories: Vec::new(),
+        links: BTreeMap::new(),
+        remembered: 0,
+        buffer: vec![0; PIECE],
+    };
+    let mut entries = Entries::new(&mut reader);
+    let mut last = String::from("the first entry");
+    // A broken header has no name: the entry before it shows the place.
+    while let Some(entry) = entries.next().step(&format!("the archive behind {last}"))? {
+        last = format!("entry {:?}", String::from_utf8_lossy(&entry.name));
+        place.entry(&entry, &mut entries).step_of(&last)?;
+    }
+    place.finish()?;
+    // To the end: the sender's last blocks would otherwise meet a closed pipe.
+    std::io::copy(&mut reader, &mut std::io::sink()).step("cannot read the stream's end")?;
+    Ok(())
+}
+
+trait Of<T> {
+    fn step_of(self, entry: &str) -> Result<T>;
+}
+
+impl<T> Of<T> for Result<T> {
+    fn step_of(self, entry: &str) -> Result<T> {
+        self.map_err(|failure| other(format!("{entry}: {}", failure.message)))
+    }
+}
+
+struct Place {
+    root: OwnedFd,
+    /// The directory of the last entry, by its name.
+    parent: Option<(Vec<u8>, OwnedFd)>,
+    /// Directories get their mode and time when nothing is made in them any more.
+    directories: Vec<(Vec<u8>, u32, (i64, u32))>,
+    /// Links that are made last: where, and where to.
+    links: BTreeMap<Vec<u8>, Vec<u8>>,
+    remembered: usize,
+    buffer: Vec<u8>,
+}
+
+/// A name without what means nothing; empty for the destination itself.
+fn normal(name: &[u8]) -> Result<Vec<u8>> {
+    let mut parts = Vec::new();
+    for part in name.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err(other("a name must not contain '..'")),
+            part => parts.push(part),
+        }
+    }
+    Ok(parts.join(&b'/'))
+}
+
+fn path(name: &[u8]) -> &Path {
+    let name = if name.is_empty() { b"." } else { name };
+    Path::new(std::ffi::OsStr::from_bytes(name))
+}
+
+impl Place {
+    fn entry(&mut self, entry: &Entry, entries: &mut Entries<'_>) -> Result<()> {
+        let name = normal(&entry.name)?;
+        let described = match &entry.attributes {
+            Ok(described) => described,
+            Err(error) => return Err(other(error.to_string())),
+        };
+        self.links.remove(&name);
+        if entry.kind == Kind::Directory {
+            return self.directory(name, described);
+        }
+        if name.is_empty() {
+            return Err(other("only a directory can be the destination"));
+        }
+        match entry.kind {
+            Kind::File => self.file(&name, entry, described, entries),
+            Kind::HardLink => self.hard_link(name, &entry.link),
+            Kind::Symlink => self.symlink(name, &entry.link, described.mtime),
+            Kind::Pipe => {
+                let mode = Mode::from_raw_mode(described.mode & 0o777);
+                self.put(&name, "make the pipe", |parent, leaf| {
+                    rustix::fs::mknodat(parent, leaf, FileType::Fifo, mode, 0)
+                })?;
+                self.touch(&name, described.mtime)
+            }
+            _ => Err(other(
+                "devices, and types that only one archiver knows, are not unpacked",
+            )),
+        }
+    }
+
+    fn remember(&mut self, bytes: usize) -> Result<()> {
+        self.remembered += bytes + 64;
+        if self.remembered > REMEMBERED {
+            return Err(other("too many directories and links: send them in parts"));
+        }
+        Ok(())
+    }
+
+    /// Opens the directory of an entry; missing parts of the way are made.
+    fn parent_of<'n>(&mut self, name: &'n [u8]) -> Result<(&OwnedFd, &'n Path)> {
+        let slash = name.iter().rposition(|byte| *byte == b'/');
+        let (directory, leaf) = match slash {
+            Some(at) => (&name[..at], &name[at + 1..]),
+            None => (&[][..], name),
+        };
+        let known = matches!(&self.parent, Some((known, _)) if known == directory);
+        if !known {
+            let opened = match self.open(directory, OFlags::PATH) {
+                Err(Errno::NOENT) => self.make(directory)?,
+                opened => opened.step("cannot open its directory")?,
+            };
+            self.parent = Some((directory.to_vec(), opened));
+        }
+        let (_, fd) = self.parent.as_ref().ok_or_else(|| other("no directory"))?;
+        Ok((fd, path(leaf)))
+    }
+
+    fn open(&self, directory: &[u8], how: OFlags) -> rustix::io::Result<OwnedFd> {
+        let flags = how | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(&self.root, path(directory), flags, Mode::empty(), resolve)
+    }
+
+    fn make(&self, directory: &[u8]) -> Result<OwnedFd> {
+        let ends = directory
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/');
+        for end in ends.map(|(at, _)| at).chain([directory.len()]) {
+            let part = path(&directory[..end]);
+            match rustix::fs::mkdirat(&self.root, part, Mode::from_raw_mode(0o777)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno).step("cannot make its directory"),
+            }
+        }
+        self.open(directory, OFlags::PATH)
+            .step("cannot open its directory")
+    }
+
+    /// Makes something, replacing what is in the way.
+    fn put<T>(
+        &mut self,
+        name: &[u8],
+        doing: &str,
+        make: impl Fn(&OwnedFd, &Path) -> rustix::io::Result<T>,
+    ) -> Result<T> {
+        let doing = format!("cannot {doing}");
+        let (parent, leaf) = self.parent_of(name)?;
+        match make(parent, leaf) {
+            Err(Errno::EXIST) => {}
+            made => return made.step(&doing),
+        }
+        match rustix::fs::unlinkat(parent, leaf, AtFlags::empty()) {
+            Err(Errno::ISDIR) => {
+                rustix::fs::unlinkat(parent, leaf, AtFlags::REMOVEDIR)
+                    .step("cannot replace the directory of that name")?;
+            }
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno).step("cannot replace what has that name"),
+        }
+        let made = make(parent, leaf).step(&doing);
+        // It may be the directory that was replaced.
+        self.parent = None;
+        made
+    }
+
+    fn touch(&mut self, name: &[u8], mtime: (i64, u32)) -> Result<()> {
+        let (parent, leaf) = self.parent_of(name)?;
+        rustix::fs::utimensat(parent, leaf, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .step("cannot set the time")
+    }
+
+    fn directory(&mut self, name: Vec<u8>, described: &Described) -> Result<()> {
+        self.remember(name.len())?;
+        if !name.is_empty() {
+            // Entries will be made in it; its own mode comes last.
+            let mode = Mode::from_raw_mode(described.mode & 0o777 | 0o700);
+            self.put(
+                &name,
+                "make the directory",
+                |parent, leaf| match rustix::fs::mkdirat(parent, leaf, mode) {
+                    Err(Errno::EXIST) => {
+                        let found = rustix::fs::statat(parent, leaf, AtFlags::SYMLINK_NOFOLLOW)?;
+                        match FileType::from_raw_mode(found.st_mode) {
+                            FileType::Directory => Ok(()),
+                            _ => Err(Errno::EXIST),
+                        }
+                    }
+                    made => made,
+                },
+            )?;
+        }
+        let fd = self.open(&name, OFlags::RDONLY | OFlags::NOFOLLOW);
+        if let Ok(fd) = fd {
+            set_xattrs(&fd, &described.xattrs)?;
+        }
+        self.directories
+            .push((name, described.mode, described.mtime));
+        Ok(())
+    }
+
+    fn file(
+        &mut self,
+        name: &[u8],
+        entry: &Entry,
+        described: &Described,
+        entries: &mut Entries<'_>,
+    ) -> Result<()> {
+        let wanted = described.mode & 0o777;
+        // Attributes can only be set by who may write, whatever the descriptor was opened for.
+        let first = if described.xattrs.is_empty() {
+            wanted
+        } else {
+            wanted | 0o200
+        };
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(first);
+        let file = self.put(name, "make the file", |parent, leaf| {
+            rustix::fs::openat(parent, leaf, flags | OFlags::NOFOLLOW, mode)
+        })?;
+        let file = File::from(file);
+        let whole = [(0, entry.size)];
+        let segments = entry.segments();
+        for (offset, length) in segments.unwrap_or(&whole) {
+            self.copy(&mut entries.stored(), &file, *offset, *length)?;
+        }
+        if segments.is_some() {
+            file.set_len(entry.size).step("cannot set its length")?;
+        }
+        set_xattrs(&file, &described.xattrs)?;
+        if first != wanted {
+            let mode = Mode::from_raw_mode(wanted & !0o022);
+            rustix::fs::fchmod(&file, mode).step("cannot set the mode")?;
+        }
+        rustix::fs::futimens(&file, &times(described.mtime)).step("cannot set the time")
+    }
+
+    fn copy(&mut self, from: &mut impl Read, to: &File, offset: u64, length: u64) -> Result<()> {
+        let mut done = 0;
+        while done < length {
+            let most = usize::try_from(length - done).unwrap_or(PIECE).min(PIECE);
+            let piece = self.buffer.get_mut(..most).unwrap_or_default();
+            let read = match from.read(piece) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                read => read.step("cannot read its content")?,
+            };
+            let piece = piece.get(..read).unwrap_or_default();
+            to.write_all_at(piece, offset + done)
+                .step("cannot write the file")?;
+            done += read as u64;
+        }
+        Ok(())
+    }
+
+    fn hard_link(&mut self, name: Vec<u8>, target: &[u8]) -> Result<()> {
+        let target = normal(target)?;
+        if target == name {
+            return Ok(());
+        }
+        if let Some(link) = self.links.get(&target).cloned() {
+            self.remember(name.len() + link.len())?;
+            self.links.insert(name, link);
+            return Ok(());
+        }
+        let root = self.root.try_clone().step("cannot link")?;
+        let doing = format!("link to {:?}", String::from_utf8_lossy(&target));
+        self.put(&name, &doing, |parent, leaf| {
+            rustix::fs::linkat(&root, path(&target), parent, leaf, AtFlags::empty())
+        })
+    }
+
+    fn symlink(&mut self, name: Vec<u8>, target: &[u8], mtime: (i64, u32)) -> Result<()> {
+        let up = target.split(|byte| *byte == b'/').any(|part| part == b"..");
+        if target.starts_with(b"/") || up {
+            self.remember(name.len() + target.len())?;
+            self.links.insert(name, target.to_vec());
+            return Ok(());
+        }
+        self.link(&name, target)?;
+        self.touch(&name, mtime)
+    }
+
+    fn link(&mut self, name: &[u8], target: &[u8]) -> Result<()> {
+        self.put(name, "make the symbolic link", |parent, leaf| {
+            rustix::fs::symlinkat(target, parent, leaf)
+        })
+    }
+
+    /// What had to wait: outward links, then directories from the inside out.
+    fn finish(&mut self) -> Result<()> {
+        for (name, target) in std::mem::take(&mut self.links) {
+            let entry = format!("entry {:?}", String::from_utf8_lossy(&name));
+            self.link(&name, &target).step_of(&entry)?;
+        }
+        for (name, mode, mtime) in std::mem::take(&mut self.directories).into_iter().rev() {
+            let done = (|| {
+                let fd = self.open(&name, OFlags::RDONLY | OFlags::NOFOLLOW)?;
+                rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o755))?;
+                rustix::fs::futimens(&fd, &times(mtime))
+            })();
+            match done {
+                // A directory that was there before may be another's, or be a link by now.
+                Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::LOOP | Errno::NOTDIR) => {}
+                Err(Errno::NOENT) => {}
+                Err(errno) => {
+                    let entry = format!("entry {:?}", String::from_utf8_lossy(&name));
+                    return Err(errno).step("cannot set mode and time").step_of(&entry);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets what the user may set; the rest is left out, as GNU tar does with a warning.
+fn set_xattrs(file: impl std::os::fd::AsFd, xattrs: &[(String, Vec<u8>)]) -> Result<()> {
+    for (name, value) in xattrs {
+        match rustix::fs::fsetxattr(&file, name.as_str(), value, XattrFlags::empty()) {
+            Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL) => {}
+            Err(errno) => {
+                return Err(errno).step(&format!("cannot set the extended attribute {name:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn times((seconds, nanos): (i64, u32)) -> Timestamps {
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        },
+        last_modification: Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanos.into(),
+        },
+    }
+}
