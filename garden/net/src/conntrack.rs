@@ -115,7 +115,7 @@ fn forget_some(
 ) -> Result<(), Refusal> {
     let mut doomed: Vec<Message> = Vec::new();
     let each = |payload: &[u8]| doomed.extend(deletion(payload, addresses, direction));
-    match socket.dump(request, each, || {}) {
+    match socket.dump(request, each) {
         // No connection tracking, no connections.
         Err(refusal)
             if matches!(

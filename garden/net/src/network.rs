@@ -200,18 +200,22 @@ impl Network {
     /// [`NetworkError::Remove`] with the first step that failed; all others were done.
     pub fn remove(&self, lease: &Lease) -> Result<(), NetworkError> {
         let _shared = self.changes.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = self.entry(lease) else {
-            return Ok(());
-        };
-        let own = lock(&entry);
-        if self.entry(lease).is_none() {
-            return Ok(());
-        }
-        self.dismantle(&own).map_err(|source| NetworkError::Remove {
+        let failed = |source| NetworkError::Remove {
             handle: lease.handle.clone(),
             address: lease.address,
             source,
-        })
+        };
+        if let Some(entry) = self.entry(lease) {
+            let own = lock(&entry);
+            if self.entry(lease).is_some() {
+                return self.dismantle(&own).map_err(failed);
+            }
+        }
+        // Removed before, or rejected at the start: address, ports and rules may be somebody else's by
+        // now, but nobody else ever has this name.
+        let pair = &lease.names.host_interface;
+        let mut socket = self.sockets.route()?;
+        links::host::remove(&mut socket, pair).map_err(failed)
     }
 
     /// Leads a host port to a container. Returns it with the lease as it is now, to be recorded.

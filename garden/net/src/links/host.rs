@@ -178,7 +178,7 @@ pub(crate) fn owned(socket: &mut Socket, tag: &Tag) -> Result<Vec<(String, Owned
         names.extend(link.and_then(|link| tag.owns(&link.name).map(|kind| (link.name, kind))));
     };
     socket
-        .dump(&request, each, || {})
+        .dump(&request, each)
         .map_err(|refusal| KernelError::new("list the links of the host", refusal))?;
     Ok(names.into_iter().collect())
 }
@@ -195,7 +195,7 @@ pub(crate) fn mtu_of(socket: &mut Socket, address: IpAddr) -> Result<Option<u32>
         }
     };
     socket
-        .dump(&request, each, || {})
+        .dump(&request, each)
         .map_err(|refusal| KernelError::new("list the addresses of the host", refusal))?;
     let Some(index) = index else { return Ok(None) };
     let replies = socket

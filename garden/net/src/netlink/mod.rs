@@ -138,13 +138,12 @@ impl Socket {
         refusal.map_or(Ok(replies), Err)
     }
 
-    /// Asks for everything of a kind, and hands each on. What changed meanwhile makes it begin
-    /// again, with `restart`.
+    /// Asks for everything of a kind, and hands each on. Begins again if it changed meanwhile, so
+    /// that something may be handed on twice.
     pub(crate) fn dump(
         &mut self,
         message: &Message,
         mut each: impl FnMut(&[u8]),
-        mut restart: impl FnMut(),
     ) -> Result<(), Refusal> {
         for _ in 0..DUMP_ATTEMPTS {
             let first = self.send(std::iter::once((message, message.flags | flags::DUMP)))?;
@@ -166,7 +165,7 @@ impl Socket {
             match done {
                 Some(Err(refusal)) if refusal.errno != Errno::INTR => return Err(refusal),
                 Some(Ok(())) if !interrupted => return Ok(()),
-                _ => restart(),
+                _ => {}
             }
         }
         Err(Errno::BUSY.into())

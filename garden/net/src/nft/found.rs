@@ -69,21 +69,19 @@ pub(super) fn read(socket: &mut Socket, table: &Table) -> Result<Found, Refusal>
             chains.extend(attributes.get(3).map(text));
         }
     };
-    absent_is_empty(socket.dump(&request, each, || {}))?;
-    // The callback cannot be told to begin again without owning the set: duplicates do not count.
+    absent_is_empty(socket.dump(&request, each))?;
     found.chains = chains.into_iter().map(|chain| (chain, 0)).collect();
 
-    let mut rules: Vec<String> = Vec::new();
-    let rules_cell = std::cell::RefCell::new(&mut rules);
+    let mut rules = HashSet::new();
     let each = |payload: &[u8]| {
         let attributes = Reader::behind(payload, HEADER);
         if attributes.get(1).map(text).as_deref() == Some(&table.name) {
-            rules_cell.borrow_mut().extend(attributes.get(2).map(text));
+            let handle = attributes.get(3).map(<[u8]>::to_vec);
+            rules.extend(attributes.get(2).map(text).zip(handle));
         }
     };
-    let request = table.message(kind::GET_RULE, 0);
-    absent_is_empty(socket.dump(&request, each, || rules_cell.borrow_mut().clear()))?;
-    for chain in rules {
+    absent_is_empty(socket.dump(&table.message(kind::GET_RULE, 0), each))?;
+    for (chain, _) in rules {
         *found.chains.entry(chain).or_default() += 1;
     }
 
@@ -106,7 +104,7 @@ fn read_own_sets(socket: &mut Socket, table: &Table, found: &mut Found) -> Resul
             names.extend(attributes.get(2).map(text).filter(|name| is_own_set(name)));
         }
     };
-    absent_is_empty(socket.dump(&table.message(kind::GET_SET, 0), each, || {}))?;
+    absent_is_empty(socket.dump(&table.message(kind::GET_SET, 0), each))?;
     for name in names {
         // Where an interval ends is no element of its own.
         let mut keys = HashSet::new();
@@ -140,7 +138,7 @@ fn elements_of(
             each(Reader(element));
         }
     };
-    absent_is_empty(socket.dump(&request, each, || {}))
+    absent_is_empty(socket.dump(&request, each))
 }
 
 fn stored(element: Reader<'_>) -> Option<(Vec<u8>, Stored)> {

@@ -129,13 +129,13 @@ fn a_spoofed_source_is_dropped() {
     let mut options = World::options();
     options.allow_host_access = true;
     let network = world.start(options);
-    let container = world.container(&network, &Spec::default());
+    let container = world.container(&network, &spec("10.1.0.0/24"));
     let other = world.container(&network, &Spec::default());
     // A stranger's, a neighbour's in another subnet, one of the own subnet's that nobody has.
     for source in [
         "203.0.113.9".parse().unwrap(),
         other.lease.address,
-        container.lease.subnet.network(),
+        "10.1.0.77".parse().unwrap(),
     ] {
         container.machine.ip(&format!(
             "address add {source}/32 dev {}",
@@ -285,14 +285,14 @@ fn the_ruleset_reads_as_meant() {
         // The container's own subnet, and the one rule for all protocols.
         "elements = { 10.254.0.0/30, 172.16.0.0/12 }",
         "elements = { fd12::afe:0/126 }",
-        "udp . 1.0.0.0-1.0.0.9 . 0-65535",
+        "17 . 1.0.0.0-1.0.0.9 . 0-65535",
         "elements = { \"wbrdg-0afe0000\" }",
-        "tcp . 9.0.0.0 . 0-9",
-        "tcp . 0.0.0.0-0.0.0.5 . 80",
+        "6 . 9.0.0.0 . 0-9",
+        "6 . 0.0.0.0-0.0.0.5 . 80",
         // From the first rule that logs on, rules are rules.
         "log prefix \"a-handle-of-more-than-28-cha \" accept",
         "ip daddr { 0.0.0.0-0.0.0.5, 9.0.0.0 } tcp dport { 0-9, 80 } accept",
-        "ip6 daddr fd00::1-fd00::9 meta l4proto udp accept",
+        "ip6 daddr fd00::1-fd00::9 meta l4proto 17 accept",
         "masquerade",
     ] {
         assert!(text.contains(line), "no {line:?}");

@@ -83,12 +83,18 @@ fn what_is_in_use_stays_in_use() {
     // Two records that say the same: the second is told, the first works.
     let mut twin = kept.lease.clone();
     twin.names.id = "0123456789".to_owned();
+    twin.names.host_interface = "w0123456789-0".to_owned();
     let start = world.start_with(options, [leases, vec![twin]].concat());
     assert_eq!(start.rejected.len(), 1);
     assert_eq!(
         start.rejected[0].reason.to_string(),
         "the requested IP is already allocated"
     );
+    assert!(world.outside.dial(HOST, port).is_ok());
+    // Removing the one that was rejected takes nothing from the other.
+    world
+        .host
+        .run(|| start.network.remove(&start.rejected[0].lease).unwrap());
     assert!(world.outside.dial(HOST, port).is_ok());
 }
 

@@ -191,9 +191,9 @@ impl World {
             .collect()
     }
 
-    /// The ruleset in nft's words.
+    /// The ruleset in nft's words, protocols as numbers: not every machine knows their names.
     pub(crate) fn ruleset(&self) -> String {
-        self.host.command("nft", "list ruleset")
+        self.host.command("nft", "-p list ruleset")
     }
 }
 
