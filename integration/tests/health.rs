@@ -173,15 +173,14 @@ fn strange_servers_are_unhealthy_in_time() {
             .to_vec();
         set(&app, world.directory(), &json!(checks))?;
         for index in 0..3 {
-            let seen = until(&app, "it fails", |h| {
-                h["checks"][index]["verdict"] == "failing"
-            })?;
-            let last = seen["checks"][index]["last"]["output"].to_string();
             let expected = if index == 0 { "in time" } else { "HTTP" };
-            ensure!(
-                last.contains(expected) || last.contains("refused"),
-                "{index}: {last}"
-            );
+            // On a busy host a probe may not even get as far as to the server.
+            until(&app, &format!("{index} fails for its reason"), |h| {
+                let check = &h["checks"][index];
+                let last = check["last"]["output"].to_string();
+                let known = last.contains(expected) || last.contains("refused");
+                check["verdict"] == "failing" && known
+            })?;
         }
         let outcome = app.cli().run(&["wait", "app", "--ready"])?;
         outcome.expect_code(1)?;
@@ -207,11 +206,11 @@ fn a_hung_check_delays_no_other_and_is_gone() {
             shell("quick", "readiness", "true"),
         ]);
         set(&app, world.directory(), &checks)?;
-        let seen = until(&app, "both have failed", |h| {
-            h["checks"][0]["verdict"] == "failing" && h["checks"][1]["verdict"] == "failing"
+        let seen = until(&app, "both have failed, and the third passes", |h| {
+            let verdicts = [0, 1, 2].map(|index| h["checks"][index]["verdict"].as_str());
+            verdicts == [Some("failing"), Some("failing"), Some("passing")]
         })?;
         ensure!(seen["state"] == "unhealthy", "{seen}");
-        ensure!(seen["checks"][2]["verdict"] == "passing", "{seen}");
         let output = seen["checks"][0]["last"]["output"].to_string();
         ensure!(output.contains("did not end within"), "{output}");
         set(&app, world.directory(), &json!([]))?;
