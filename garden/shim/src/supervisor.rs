@@ -68,8 +68,8 @@ enum Work {
         start: Box<Start>,
         descriptors: Vec<OwnedFd>,
     },
-    Unpack,
-    Probe,
+    /// It starts nothing: its report is the answer.
+    Task,
 }
 
 enum Ready {
@@ -254,7 +254,7 @@ impl Supervisor {
         let known = self.processes.contains_key(&start.id)
             || self.pending.iter().any(|pending| match &pending.work {
                 Work::Start { start: other, .. } => other.id == start.id,
-                Work::Unpack | Work::Probe => false,
+                Work::Task => false,
             });
         if known {
             return Err(other(format!("process ID '{}' already in use", start.id)));
@@ -277,13 +277,23 @@ impl Supervisor {
             .map(|(_, fd)| fd.as_fd());
         let report = fork_worker(group, |report| worker::main(&inputs, report))?;
         // Only what the shim keeps stays open here: the process's own ends must close with it.
+        self.expect(
+            report,
+            connection,
+            sequence,
+            Work::Start { start, descriptors },
+        );
+        Ok(())
+    }
+
+    /// Remembers whom the report of a worker is for.
+    fn expect(&mut self, report: OwnedFd, connection: u64, sequence: u64, work: Work) {
         self.pending.push(Pending {
             report,
             connection,
             sequence,
-            work: Work::Start { start, descriptors },
+            work,
         });
-        Ok(())
     }
 
     fn unpack(
@@ -300,12 +310,7 @@ impl Supervisor {
         let report = fork_worker(None, |report| {
             stream::unpack(request, files, namespaces, report)
         })?;
-        self.pending.push(Pending {
-            report,
-            connection,
-            sequence,
-            work: Work::Unpack,
-        });
+        self.expect(report, connection, sequence, Work::Task);
         Ok(())
     }
 
@@ -323,24 +328,14 @@ impl Supervisor {
         let report = fork_worker(None, |report| {
             stream::pack(request, files, status, namespaces, report)
         })?;
-        self.pending.push(Pending {
-            report,
-            connection,
-            sequence,
-            work: Work::Unpack,
-        });
+        self.expect(report, connection, sequence, Work::Task);
         Ok(())
     }
 
     fn probe(&mut self, connection: u64, sequence: u64, probe: &Probe) -> Result<()> {
         let namespaces = &self.namespaces;
         let report = fork_worker(None, |report| probe::main(probe, namespaces, report))?;
-        self.pending.push(Pending {
-            report,
-            connection,
-            sequence,
-            work: Work::Probe,
-        });
+        self.expect(report, connection, sequence, Work::Task);
         Ok(())
     }
 
@@ -359,7 +354,7 @@ impl Supervisor {
         let answer = match received {
             Ok(received) => match (received.value, pending.work) {
                 (Report::Failed(failure), _) => Answer::Failed(failure),
-                (Report::Running(_), Work::Unpack | Work::Probe) => Answer::Done,
+                (Report::Running(_), Work::Task) => Answer::Done,
                 (
                     Report::Probed {
                         passed,

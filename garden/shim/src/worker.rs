@@ -63,7 +63,16 @@ pub(crate) fn main(inputs: &Inputs<'_>, report: BorrowedFd<'_>) -> ! {
         Err(failure) => (Report::Failed(failure), None),
     };
     let descriptors: Vec<BorrowedFd<'_>> = master.iter().map(|fd| fd.as_fd()).collect();
-    let sent = garden_wire::send(report, &message, &descriptors);
+    finish(report, &message, &descriptors)
+}
+
+/// Reports, and ends the process: the last that a worker does.
+pub(crate) fn finish(
+    report: BorrowedFd<'_>,
+    message: &Report,
+    descriptors: &[BorrowedFd<'_>],
+) -> ! {
+    let sent = garden_wire::send(report, message, descriptors);
     sys::exit(i32::from(sent.is_err()))
 }
 

@@ -19,7 +19,7 @@ use rustix::thread::LinkNameSpaceType;
 
 use crate::failure::{Result, Step as _, other};
 use crate::sys;
-use crate::worker::Report;
+use crate::worker::{self, Report};
 
 /// What is moved at once: with less, the calls cost more than the copying.
 const PIECE: usize = 256 << 10;
@@ -56,8 +56,7 @@ pub(crate) fn unpack(
         Ok(()) => Report::Running(0),
         Err(failure) => Report::Failed(failure),
     };
-    let sent = garden_wire::send(report, &message, &[]);
-    sys::exit(i32::from(sent.is_err()))
+    worker::finish(report, &message, &[])
 }
 
 /// Opens the source, reports, and packs; how that ended is written to `status`, [`garden_wire::PACKED`]
@@ -79,10 +78,7 @@ pub(crate) fn pack(
         .and_then(|()| pack::Source::open(&request.source));
     let source = match opened {
         Ok(source) => source,
-        Err(failure) => {
-            let sent = garden_wire::send(report, &Report::Failed(failure), &[]);
-            sys::exit(i32::from(sent.is_err()))
-        }
+        Err(failure) => worker::finish(report, &Report::Failed(failure), &[]),
     };
     if garden_wire::send(report, &Report::Running(0), &[]).is_err() {
         sys::exit(1);
