@@ -75,11 +75,12 @@ fn main() -> ExitCode {
     if let Some((program, words)) = rootfs::called(std::env::args_os()) {
         return rootfs::main(&program, words);
     }
-    let expanded = match settings::expand(&Cli::command(), std::env::args_os().collect()) {
+    let command = Cli::command();
+    let expanded = match settings::expand(&command, std::env::args_os().collect()) {
         Ok(expanded) => expanded,
         Err(error) => return failure::report(&error),
     };
-    let matches = Cli::command().get_matches_from(&expanded.words);
+    let matches = command.get_matches_from(&expanded.words);
     let mut cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),

@@ -13,12 +13,8 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
              64M, 512k, 2G"
         )
     };
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text
-        .get(digits.len()..)
-        .unwrap_or_default()
-        .to_ascii_lowercase();
-    let shift = match unit.as_str() {
+    let (digits, unit) = number_and_unit(text);
+    let shift = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
@@ -82,15 +78,9 @@ pub(crate) fn space(text: &str) -> Result<Space, String> {
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong =
         || format!("{text:?} is not a time: give a number with a unit, like 500ms, 1.5s, 2m or 1h");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text.get(digits.len()..).unwrap_or_default();
-    let factor = match unit {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(wrong()),
-    };
+    let (digits, unit) = number_and_unit(text);
+    let unit = if unit.is_empty() { "s" } else { unit };
+    let factor = milliseconds(unit).ok_or_else(wrong)? as f64 / 1000.0;
     let plain = digits
         .bytes()
         .all(|byte| byte.is_ascii_digit() || byte == b'.');
@@ -103,19 +93,32 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 /// A time as Go's flags have it, of one unit: `90s`, `5m`, `1h`, `500ms`; 0 is none at all.
 pub(crate) fn time(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let (digits, unit) = number_and_unit(text);
     let number: u64 = digits.parse().unwrap_or(u64::MAX);
-    let ms = match text.get(digits.len()..) {
-        Some("ms") => Some(1),
-        Some("s") => Some(1000),
-        Some("m") => Some(60_000),
-        Some("h") => Some(3_600_000),
-        Some("") if number == 0 => Some(0),
-        _ => None,
+    let ms = match unit {
+        "" if number == 0 => Some(0),
+        unit => milliseconds(unit),
     };
-    ms.and_then(|ms: u64| number.checked_mul(ms))
+    ms.and_then(|ms| number.checked_mul(ms))
         .map(Duration::from_millis)
         .ok_or_else(|| format!("{text:?} is not a time: give a number with ms, s, m or h, like 5m"))
+}
+
+/// A text without the letters at its end, and those.
+fn number_and_unit(text: &str) -> (&str, &str) {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    text.split_at(digits.len())
+}
+
+/// A unit of time.
+fn milliseconds(unit: &str) -> Option<u64> {
+    match unit {
+        "ms" => Some(1),
+        "s" => Some(1000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    }
 }
 
 /// `K=V`.
@@ -160,25 +163,6 @@ pub(crate) fn volume(text: &str) -> Result<BindMount, String> {
     })
 }
 
-/// What a process's use of can be limited, as setrlimit(2) has it.
-const RESOURCES: [&str; 15] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "sigpending",
-    "stack",
-];
-
 /// `NAME=N`, where N may be `unlimited`.
 pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
     let wrong = || {
@@ -193,8 +177,8 @@ pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
         number => number.parse().map_err(|_| wrong())?,
     };
     let name = name.to_ascii_lowercase();
-    if !RESOURCES.contains(&name.as_str()) {
-        let known = RESOURCES.join(" ");
+    if !Rlimit::NAMES.contains(&name.as_str()) {
+        let known = Rlimit::NAMES.join(" ");
         return Err(format!(
             "there is no resource limit {name:?}: use one of {known}"
         ));

@@ -437,6 +437,27 @@ pub struct Rlimit {
     pub value: u64,
 }
 
+impl Rlimit {
+    /// What there are limits of (setrlimit(2)).
+    pub const NAMES: [&str; 15] = [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "sigpending",
+        "stack",
+    ];
+}
+
 /// What a process in a container, or a pea, is made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {

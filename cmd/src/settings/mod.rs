@@ -49,6 +49,13 @@ pub(crate) fn expand(command: &Command, words: Vec<OsString>) -> Result<Expanded
         words,
         ..Expanded::default()
     };
+    // Every other verb is parsed once, and somebody waits for it.
+    if !words
+        .iter()
+        .any(|word| VERBS.iter().any(|verb| word == verb))
+    {
+        return Ok(plain(words));
+    }
     let Ok(matches) = command.clone().try_get_matches_from(&words) else {
         // With its own message about the command line as it was typed.
         return Ok(plain(words));

@@ -83,8 +83,8 @@ fn rlimit(limit: &Rlimit) -> Result<PosixRlimit, Error> {
         "stack" => PosixRlimitType::RlimitStack,
         unknown => {
             return Err(Error::Invalid(format!(
-                "unknown resource limit {unknown:?}: use one of as core cpu data fsize locks \
-                 memlock msgqueue nice nofile nproc rss rtprio sigpending stack"
+                "unknown resource limit {unknown:?}: use one of {}",
+                Rlimit::NAMES.join(" ")
             )));
         }
     };

@@ -11,24 +11,6 @@ use super::zero;
 use crate::error::Error;
 use crate::model::{ProcessId, ProcessSpec, Rlimit, WindowSize};
 
-const RLIMITS: [&str; 15] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "sigpending",
-    "stack",
-];
-
 /// Body of a run.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -106,7 +88,7 @@ impl From<WindowSize> for WireTty {
 fn rlimits(wire: &BTreeMap<String, Value>) -> Result<Vec<Rlimit>, Error> {
     let known = wire
         .iter()
-        .filter(|(name, _)| RLIMITS.contains(&name.as_str()));
+        .filter(|(name, _)| Rlimit::NAMES.contains(&name.as_str()));
     known
         .map(|(name, value)| {
             let value = value.as_u64().ok_or_else(|| {
