@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use garden_integration::{App, Cli, DEADLINE, Leaks, Running, check, wait_until};
+use garden_integration::{App, Cli, DEADLINE, Leaks, Running, Server, World, check, wait_until};
 
 /// Runs a script in each way in which a process can be in a container: beside its first one, as a
 /// pea in its group, and as a pea with limits of its own. Returns when all of them said `up`.
@@ -34,6 +34,18 @@ fn all_end_with(code: i32, all: Vec<(&'static str, Running)>) -> Result<()> {
     Ok(())
 }
 
+/// A server with a container `app` that runs nothing yet, and its image.
+fn with_container(world: &World) -> Result<(Server<'_>, String)> {
+    let server = world.server()?;
+    let image = world.images()?.tar("app")?;
+    create(&server.cli(), &image)?;
+    Ok((server, image))
+}
+
+fn create(cli: &Cli, image: &str) -> Result<String> {
+    cli.output(&["create", "--quiet", "--image", image, "--name", "app"])
+}
+
 const POLITE: &str = "echo up; sleep 1000 & wait; exit 1";
 const STUBBORN: &str = "trap '' TERM; echo up; while :; do sleep 1; done";
 
@@ -54,10 +66,8 @@ fn a_stop_reaches_every_process_and_pea() {
 #[test]
 fn a_stopped_container_can_be_used() {
     check(|world| {
-        let server = world.server()?;
-        let image = world.images()?.tar("app")?;
+        let (server, image) = with_container(world)?;
         let cli = server.cli();
-        cli.output(&["create", "--quiet", "--image", &image, "--name", "app"])?;
         let all = one_of_each(&cli, &image, POLITE)?;
         cli.output(&["stop", "--kill", "app"])?;
         all_end_with(137, all)?;
@@ -74,10 +84,8 @@ fn a_stopped_container_can_be_used() {
 #[test]
 fn what_ignores_sigterm_is_killed_in_the_end() {
     check(|world| {
-        let server = world.server()?;
-        let image = world.images()?.tar("app")?;
+        let (server, image) = with_container(world)?;
         let cli = server.cli();
-        cli.output(&["create", "--quiet", "--image", &image, "--name", "app"])?;
         let all = one_of_each(&cli, &image, STUBBORN)?;
         cli.output(&["stop", "app"])?;
         all_end_with(137, all)?;
@@ -94,7 +102,7 @@ fn a_destroy_tells_every_client_and_leaves_nothing() {
         let cli = server.cli();
         for round in 0..2 {
             let before = Leaks::now(world, Some(&server));
-            cli.output(&["create", "--quiet", "--image", &image, "--name", "app"])?;
+            create(&cli, &image)?;
             let all = one_of_each(&cli, &image, STUBBORN)?;
             cli.output(&["rm", "app"])?;
             all_end_with(137, all)?;
@@ -111,10 +119,8 @@ fn a_destroy_tells_every_client_and_leaves_nothing() {
 #[test]
 fn many_destroys_at_once_are_one() {
     check(|world| {
-        let server = world.server()?;
-        let image = world.images()?.tar("app")?;
+        let (server, image) = with_container(world)?;
         let cli = server.cli();
-        cli.output(&["create", "--quiet", "--image", &image, "--name", "app"])?;
         let all = one_of_each(&cli, &image, STUBBORN)?;
         let clients: Vec<_> = (0..6)
             .map(|_| cli.start(&["rm", "app"]))
@@ -140,10 +146,8 @@ fn many_destroys_at_once_are_one() {
 #[test]
 fn a_frozen_container_is_destroyed() {
     check(|world| {
-        let server = world.server()?;
-        let image = world.images()?.tar("app")?;
+        let (server, image) = with_container(world)?;
         let cli = server.cli();
-        cli.output(&["create", "--quiet", "--image", &image, "--name", "app"])?;
         let all = one_of_each(&cli, &image, POLITE)?;
         let below = format!("garden-{}/app", world.tag());
         let frozen = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]

@@ -30,8 +30,6 @@ use garden_rootfs::{
 use rustix::fs::{Mode, OFlags};
 use support::Tar;
 
-/// Says that the process is in a mount namespace of its own.
-const INSIDE: &str = "GARDEN_BENCH_INSIDE";
 const LIMIT: u64 = 100_000_000;
 const DISK: u64 = 12 << 30;
 const FEW: usize = 5;
@@ -66,16 +64,7 @@ fn main() {
         println!("SKIPPED delete: needs root");
         return;
     }
-    if std::env::var_os(INSIDE).is_none() {
-        let status = Command::new("unshare")
-            .args(["--mount", "--propagation", "private"])
-            .arg(std::env::current_exe().unwrap())
-            .args(std::env::args().skip(1))
-            .env(INSIDE, "1")
-            .status()
-            .unwrap();
-        std::process::exit(status.code().unwrap_or(1));
-    }
+    support::own_mounts();
     let dir = tempfile::tempdir().unwrap();
     let disk = Disk::mount(dir.path());
     let options = StoreOptions::new(disk.path.join("store"));

@@ -22,8 +22,6 @@ use std::time::{Duration, Instant};
 use garden_rootfs::{CreateRequest, DiskLimit, Image, ImageSource, Mapping, Store, StoreOptions};
 use support::Tar;
 
-/// Says that the process is in a mount namespace of its own.
-const INSIDE: &str = "GARDEN_BENCH_INSIDE";
 const ROUNDS: usize = 300;
 const STEPS: [&str; 4] = ["create", "create with a limit", "usage", "destroy"];
 
@@ -40,16 +38,7 @@ fn main() {
         report(&measure(&dir.path().join("store"), false), None);
         return;
     }
-    if std::env::var_os(INSIDE).is_none() {
-        let status = Command::new("unshare")
-            .args(["--mount", "--propagation", "private"])
-            .arg(std::env::current_exe().unwrap())
-            .args(std::env::args().skip(1))
-            .env(INSIDE, "1")
-            .status()
-            .unwrap();
-        std::process::exit(status.code().unwrap_or(1));
-    }
+    support::own_mounts();
     let dir = tempfile::tempdir().unwrap();
     let (file, disk) = (dir.path().join("btrfs"), dir.path().join("disk"));
     let made = std::fs::File::create(&file).and_then(|file| file.set_len(4 << 30));

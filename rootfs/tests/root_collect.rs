@@ -1,11 +1,11 @@
 //! Collection on the real kernel: what goes, what stays, what is said about it.
 
-#![allow(clippy::unwrap_used, reason = "only for tests")]
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "only for tests")]
 
 mod support;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use garden_rootfs::{
@@ -257,16 +257,28 @@ fn a_bad_record_is_told_and_not_obeyed() {
     assert!(place.tree(&used.layers[1].key).join("used").exists());
 }
 
+/// A place without a store, and where a disk for one can be.
+fn without_store(test: &str) -> Option<(Place, PathBuf)> {
+    let mut place = Place::with_mounts(test)?;
+    place.store = None;
+    let path = place.path("disk");
+    Some((place, path))
+}
+
 /// A small disk in memory, gone with its last user.
 struct Disk<'a>(&'a Path);
 
 impl<'a> Disk<'a> {
-    fn mount(path: &'a Path, kilobytes: usize) -> rustix::io::Result<Self> {
+    /// One of 16 MiB; `None`, with a message, when it cannot be mounted.
+    fn small(test: &str, path: &'a Path) -> Option<Self> {
         std::fs::create_dir_all(path).unwrap();
-        let options = std::ffi::CString::new(format!("size={kilobytes}k,mode=0700")).unwrap();
         let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str()))?;
-        Ok(Self(path))
+        let options = Some(c"size=16m,mode=0700");
+        if rustix::mount::mount("tmpfs", path, "tmpfs", flags, options).is_err() {
+            println!("SKIPPED {test}: cannot mount a tmpfs");
+            return None;
+        }
+        Some(Self(path))
     }
 }
 
@@ -279,13 +291,10 @@ impl Drop for Disk<'_> {
 #[test]
 fn a_create_without_space_makes_room_once() {
     let test = "a_create_without_space_makes_room_once";
-    let Some(mut place) = Place::with_mounts(test) else {
+    let Some((place, path)) = without_store(test) else {
         return;
     };
-    place.store = None;
-    let path = place.path("disk");
-    let Ok(disk) = Disk::mount(&path, 16 << 10) else {
-        println!("SKIPPED {test}: cannot mount a tmpfs");
+    let Some(disk) = Disk::small(test, &path) else {
         return;
     };
     for role in [Role::Server, Role::Tool] {
@@ -346,13 +355,10 @@ fn a_create_without_space_makes_room_once() {
 #[test]
 fn an_import_without_space_makes_room_while_it_can() {
     let test = "an_import_without_space_makes_room_while_it_can";
-    let Some(mut place) = Place::with_mounts(test) else {
+    let Some((place, path)) = without_store(test) else {
         return;
     };
-    place.store = None;
-    let path = place.path("disk");
-    let Ok(disk) = Disk::mount(&path, 16 << 10) else {
-        println!("SKIPPED {test}: cannot mount a tmpfs");
+    let Some(disk) = Disk::small(test, &path) else {
         return;
     };
     let source = |name: &str, kilobytes: usize| {
@@ -396,13 +402,10 @@ fn an_import_without_space_makes_room_while_it_can() {
 #[test]
 fn a_server_makes_room_by_itself() {
     let test = "a_server_makes_room_by_itself";
-    let Some(mut place) = Place::with_mounts(test) else {
+    let Some((place, path)) = without_store(test) else {
         return;
     };
-    place.store = None;
-    let path = place.path("disk");
-    let Ok(disk) = Disk::mount(&path, 16 << 10) else {
-        println!("SKIPPED {test}: cannot mount a tmpfs");
+    let Some(disk) = Disk::small(test, &path) else {
         return;
     };
     let mut options = Place::options(&path);

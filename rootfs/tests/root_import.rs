@@ -462,7 +462,7 @@ fn guardians_own_layouts_are_read_for_what_is_true() {
     };
     write_base(&place, "1");
     let packed = gzip(&app().done());
-    let server = support::Web::start(vec![packed.clone(), gzip(&some_tar(1, 10))]);
+    let server = support::web::Web::start(vec![packed.clone(), gzip(&some_tar(1, 10))]);
     let source = guardians(&place, "one", Digest::of(&packed), &server.url(0));
     let mut options = ImportOptions::default();
     // Its claims are false, and who does not know that refuses it.
@@ -508,7 +508,7 @@ fn an_app_above_a_preloaded_image_is_fetched_once() {
     let packed = gzip(&app().done());
     let file = place.path("app.tgz");
     std::fs::write(&file, &packed).unwrap();
-    let server = support::Web::start(vec![packed.clone()]);
+    let server = support::web::Web::start(vec![packed.clone()]);
     let source = |url: &str, path: &str, digest: Digest| {
         let text = format!(
             "preloaded+layer://{}?layer={url}&layer_path={path}&layer_digest={}",

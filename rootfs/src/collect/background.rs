@@ -118,7 +118,7 @@ impl Store {
     }
 
     fn empty_trash(&self) {
-        match self.is_server() {
+        match self.serves() {
             true => drop(self.inner.trash.wait_done(PATIENCE)),
             // Nobody else may be there to do it.
             false => {

@@ -8,7 +8,7 @@
 //!
 //! A create never waits for this thread: what is not ready is done on the spot.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{Mounter, Stack, lock};
 
@@ -73,10 +73,9 @@ impl Ahead {
 
     fn next(&self) -> Option<Arc<Stack>> {
         let state = lock(&self.state);
-        let waited = (self.changed)
+        let mut state = (self.changed)
             .wait_while(state, |state| state.runs && state.wanted.is_empty())
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut state = waited;
+            .unwrap_or_else(PoisonError::into_inner);
         state.wanted.pop()
     }
 }

@@ -212,10 +212,6 @@ impl Store {
         Ok(store)
     }
 
-    pub(crate) fn is_server(&self) -> bool {
-        self.server.is_some()
-    }
-
     /// Whether this is the handle of a server.
     pub(crate) fn serves(&self) -> bool {
         self.server.is_some()

@@ -8,6 +8,8 @@
     reason = "only for tests, and not every test uses all of it"
 )]
 
+pub(crate) mod web;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +19,24 @@ use std::time::Duration;
 
 use garden_rootfs::{Digest, Image, ImageSource, Pretend, Result, Store, StoreOptions};
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+
+/// Says that the process is in a mount namespace of its own.
+const OWN_MOUNTS: &str = "GARDEN_BENCH_INSIDE";
+
+/// Goes on in a mount namespace of its own, whose mounts go with the process. For benchmarks.
+pub(crate) fn own_mounts() {
+    if std::env::var_os(OWN_MOUNTS).is_some() {
+        return;
+    }
+    let status = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(std::env::args().skip(1))
+        .env(OWN_MOUNTS, "1")
+        .status()
+        .unwrap();
+    std::process::exit(status.code().unwrap_or(1));
+}
 
 /// A store in a directory of its own, empty again when dropped.
 pub(crate) struct Place {
@@ -532,82 +552,5 @@ impl Drop for FullDisk {
                 .output();
         }
         let _ = rustix::mount::unmount(self.dir.path().join("small"), detach);
-    }
-}
-
-/// A web server on the loopback with some files: `/0`, `/1` and so on.
-pub(crate) struct Web {
-    address: std::net::SocketAddr,
-    requests: std::sync::Arc<std::sync::atomic::AtomicUsize>,
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Web {
-    pub(crate) fn start(files: Vec<Vec<u8>>) -> Self {
-        use std::sync::atomic::Ordering;
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let (requests, stop) = Default::default();
-        let mut web = Self {
-            address,
-            requests,
-            stop,
-            thread: None,
-        };
-        let (requests, stop) = (web.requests.clone(), web.stop.clone());
-        web.thread = Some(std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if stop.load(Ordering::SeqCst) {
-                    return;
-                }
-                requests.fetch_add(1, Ordering::SeqCst);
-                // A client that goes away early is none of the server's business.
-                let _ = serve(stream.unwrap(), &files);
-            }
-        }));
-        web
-    }
-
-    pub(crate) fn url(&self, file: usize) -> String {
-        format!("http://{}/{file}", self.address)
-    }
-
-    /// How many requests there were.
-    pub(crate) fn requests(&self) -> usize {
-        self.requests.load(std::sync::atomic::Ordering::SeqCst)
-    }
-}
-
-fn serve(mut stream: std::net::TcpStream, files: &[Vec<u8>]) -> std::io::Result<()> {
-    use std::io::{BufRead, BufReader, Write};
-    let mut request = BufReader::new(stream.try_clone()?);
-    let mut first = String::new();
-    request.read_line(&mut first)?;
-    let mut line = String::new();
-    while request.read_line(&mut line)? > 2 {
-        line.clear();
-    }
-    let path = first.split(' ').nth(1).unwrap_or_default();
-    let file = path.trim_start_matches('/').parse::<usize>().ok();
-    let Some(file) = file.and_then(|number| files.get(number)) else {
-        return stream.write_all(b"HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n");
-    };
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        file.len()
-    );
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(file)
-}
-
-impl Drop for Web {
-    fn drop(&mut self) {
-        self.stop.store(true, std::sync::atomic::Ordering::SeqCst);
-        // Wakes it up.
-        let _ = std::net::TcpStream::connect(self.address);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
