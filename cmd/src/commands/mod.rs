@@ -20,6 +20,7 @@ pub(crate) mod rootfs;
 pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod server;
+mod server_ends;
 mod server_limits;
 pub(crate) mod stop;
 pub(crate) mod stream_in;

@@ -14,6 +14,7 @@ use garden::policy::{Policy, TcpDefaults};
 use garden_rootfs::plugin::{Plugin, Plugins};
 use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 
+use super::server_ends::EndArgs;
 use super::server_limits::ServerLimits;
 use crate::reach::Target;
 use crate::registry::RegistryArgs;
@@ -63,6 +64,8 @@ pub(crate) struct ServerArgs {
     config: ConfigArgs,
     #[command(flatten, next_help_heading = "Containers and processes")]
     policy: PolicyArgs,
+    #[command(flatten, next_help_heading = "Ends")]
+    ends: EndArgs,
     #[command(flatten, next_help_heading = "Limits")]
     limits: ServerLimits,
     #[command(flatten, next_help_heading = "Collection of unused images")]
@@ -267,6 +270,7 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     options.plugins = args.plugins.plugins();
     options.registry = args.registry.policy()?;
     options.collect = args.collect.policy();
+    options.ending = args.ends.ending();
     args.limits.apply(&mut options);
     if args.sync_unmount {
         options.unmount = Unmount::Sync;
