@@ -145,7 +145,7 @@ async fn kill(services: Arc<Services>, target: &Target) -> Result<(), StageError
     .map_err(|error| StageError::new("cannot start a thread", error))??;
     if kind == Kind::Container {
         for directory in records {
-            end_shim(&directory).await;
+            end_shim(&directory).await?;
         }
     }
     Ok(())
@@ -189,23 +189,28 @@ fn place_of(group: &Path) -> Option<Place<'_>> {
 }
 
 /// Ends the supervisor of a container whose processes are gone. One that is gone is fine, one
-/// that refuses has a process that the kill has just ended and will be asked again.
-async fn end_shim(directory: &Path) {
+/// that refuses has a process that the kill has just ended and is asked again: it must not stay
+/// when its socket goes.
+async fn end_shim(directory: &Path) -> Result<(), StageError> {
     use std::os::fd::AsFd as _;
     let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let Ok(directory) = rustix::fs::open(directory, flags, rustix::fs::Mode::empty()) else {
-        return;
+        return Ok(());
     };
     let Ok((shim, _, _)) = crate::runtime::shim::Shim::connect(directory.as_fd()).await else {
-        return;
+        return Ok(());
     };
-    for _ in 0..50 {
-        if shim.shutdown().await.is_ok() {
-            return;
+    let deadline = tokio::time::Instant::now() + KILL_PATIENCE;
+    while let Err(error) = shim.shutdown().await {
+        if shim.is_dead() {
+            break;
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(StageError::new("the supervisor does not end", error));
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    tracing::warn!("a supervisor does not end; it will be asked again at the next start");
+    Ok(())
 }
 
 /// Drops what refers to the mount, besides its processes.

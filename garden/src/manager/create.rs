@@ -342,11 +342,10 @@ async fn spawn_shim(
     handle: &Handle,
     dir: &ContainerDir,
 ) -> Result<Connected, Error> {
-    let listener = shim::listen(dir.fd())
-        .map_err(|error| Error::host("cannot make the supervisor's socket", error))?;
+    let listen = || shim::listen(dir.fd());
     services
         .zygote
-        .spawn(handle, &listener, dir.processes())
+        .spawn(handle, listen, dir.processes())
         .await?;
     let (shim, _, events) = Shim::connect(dir.fd()).await?;
     Ok((shim, events))

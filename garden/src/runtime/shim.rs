@@ -63,11 +63,16 @@ pub enum Event {
     Gone,
 }
 
-/// Makes the listening socket for a shim, in the container's directory.
+/// Makes the listening socket for a shim, in the container's directory, in the place of an earlier
+/// one.
 ///
 /// # Errors
 /// The kernel's.
 pub fn listen(directory: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    match rustix::fs::unlinkat(directory, SOCKET, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
     let socket = packet_socket()?;
     rustix::net::bind(&socket, &address(directory)?)?;
     rustix::net::listen(&socket, 16)?;
