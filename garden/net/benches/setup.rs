@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use garden_net::{IpRange, Lease, NetOutRule, Network, Options, PortRange, PortRequest, Spec};
+use garden_net::{Lease, NetOutRule, Network, Options, PortRequest, Protocol, Spec};
 
 const ROUNDS: usize = 40;
 const RULES: u8 = 20;
@@ -71,12 +71,9 @@ fn measure(count: usize) -> Measured {
 
 fn spec() -> Spec {
     let rule = |number| NetOutRule {
-        protocol: 1,
-        networks: vec![IpRange {
-            start: Some([198, 51, 100, number].into()),
-            end: None,
-        }],
-        ports: vec![PortRange { start: 80, end: 90 }],
+        protocol: Protocol::Tcp,
+        networks: vec![([198, 51, 100, number].into(), [198, 51, 100, number].into())],
+        ports: vec![(80, 90)],
         ..NetOutRule::default()
     };
     Spec {

@@ -38,6 +38,12 @@ impl std::str::FromStr for Tag {
 }
 
 impl Tag {
+    /// As it was given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The name of the instance's table.
     pub(crate) fn table(&self) -> String {
         if self.0.is_empty() {

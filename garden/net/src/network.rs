@@ -28,6 +28,7 @@ use crate::rules::{Match, NetOutRule, RuleError, compile};
 use crate::sockets::Sockets;
 use crate::subnets::{Request, SubnetError, Subnets};
 use crate::{forwarding, links};
+pub use links::host::Usage;
 
 /// What a container asks for.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +48,18 @@ pub struct PortRequest {
     pub host: u32,
     /// 0: the same as the host's.
     pub container: u32,
+}
+
+impl PortRequest {
+    /// The two as ports, of which 0 means any and the same.
+    fn numbers(self) -> Result<(u16, u16), PortError> {
+        let number = |port| u16::try_from(port).map_err(|_| PortError::Number(port));
+        Ok((number(self.host)?, number(self.container)?))
+    }
+
+    fn check(&self) -> Result<(), PortError> {
+        self.numbers().map(drop)
+    }
 }
 
 /// A record that contradicts another one: its container keeps what it has, but has no rules here.
@@ -154,6 +167,14 @@ impl Network {
         Ok(self.firewall.reconcile(&mut socket, &planned)?)
     }
 
+    /// Refuses what could never be added; whether there is room is another matter.
+    ///
+    /// # Errors
+    /// As [`Network::add`], but for what others have and what the kernel says.
+    pub fn check(&self, spec: &Spec) -> Result<(), NetworkError> {
+        self.parse(spec).map(drop)
+    }
+
     /// Connects a container. What is wrong with the request is found before anything is made; if
     /// the kernel refuses a step, nothing of the others remains.
     ///
@@ -167,13 +188,7 @@ impl Network {
         namespace: BorrowedFd<'_>,
         spec: &Spec,
     ) -> Result<Lease, NetworkError> {
-        self.check(&spec.rules)?;
-        let request = Request::parse(&spec.network)?;
-        if let Request::Subnet(subnet) | Request::Address(_, subnet) = request
-            && subnet.contains(self.options.external)
-        {
-            return Err(SubnetError::NotForHosts(subnet).into());
-        }
+        let request = self.parse(spec)?;
         let _shared = self.changes.read().unwrap_or_else(PoisonError::into_inner);
         let lease = self.reserve(handle, request, spec)?;
         let entry = Arc::new(Mutex::new(lease.clone()));
@@ -251,7 +266,7 @@ impl Network {
     /// # Errors
     /// A rule without a meaning, or the kernel's refusal.
     pub fn net_out(&self, lease: &Lease, rules: &[NetOutRule]) -> Result<Lease, NetworkError> {
-        self.check(rules)?;
+        self.check_rules(rules)?;
         let changed = self.change(lease, |current, socket| {
             let mut after = current.clone();
             after.rules.extend_from_slice(rules);
@@ -261,6 +276,18 @@ impl Network {
             Ok(())
         });
         changed.map(|((), lease)| lease)
+    }
+
+    /// What went through a container's interface so far; none if it is not there any more.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn usage(&self, lease: &Lease) -> Result<Option<Usage>, NetworkError> {
+        let mut socket = self.sockets.route()?;
+        Ok(links::host::usage(
+            &mut socket,
+            &lease.names.host_interface,
+        )?)
     }
 
     /// How many containers the pool has room for.
@@ -285,6 +312,18 @@ impl Network {
     #[must_use]
     pub fn messages_sent(&self) -> u64 {
         self.sockets.sent()
+    }
+
+    fn parse(&self, spec: &Spec) -> Result<Request, NetworkError> {
+        self.check_rules(&spec.rules)?;
+        spec.ports.iter().try_for_each(PortRequest::check)?;
+        let request = Request::parse(&spec.network)?;
+        if let Request::Subnet(subnet) | Request::Address(_, subnet) = request
+            && subnet.contains(self.options.external)
+        {
+            return Err(SubnetError::NotForHosts(subnet).into());
+        }
+        Ok(request)
     }
 
     fn reserve(&self, handle: &str, request: Request, spec: &Spec) -> Result<Lease, NetworkError> {
@@ -432,7 +471,7 @@ impl Network {
         Ok(pairs)
     }
 
-    fn check(&self, rules: &[NetOutRule]) -> Result<(), RuleError> {
+    fn check_rules(&self, rules: &[NetOutRule]) -> Result<(), RuleError> {
         rules
             .iter()
             .try_for_each(|rule| self.compile(rule).map(drop))
@@ -490,8 +529,7 @@ impl State {
 impl Ports {
     /// Takes the port that a client asks for, or one of the pool.
     fn reserve(&mut self, request: PortRequest) -> Result<MappedPort, PortError> {
-        let number = |port| u16::try_from(port).map_err(|_| PortError::Number(port));
-        let (host, container) = (number(request.host)?, number(request.container)?);
+        let (host, container) = request.numbers()?;
         let host = if host == 0 {
             self.acquire()?
         } else {

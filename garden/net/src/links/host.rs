@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::rtnetlink::{
     DELETE_LINK, GET_ADDRESS, GET_LINK, NEW_LINK, add_address, by_name, link, link_header,
-    read_address, read_link,
+    read_address, read_bytes, read_link,
 };
 use crate::error::KernelError;
 use crate::lease::Lease;
@@ -140,6 +140,34 @@ pub(crate) fn create_pair(
                 refusal,
             )
         })
+}
+
+/// What went through a container's interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that the container received.
+    pub received: u64,
+    /// Bytes that the container sent.
+    pub sent: u64,
+}
+
+/// Reads the counters of the host's end, which receives what the container sends; none if it is
+/// not there.
+pub(crate) fn usage(socket: &mut Socket, name: &str) -> Result<Option<Usage>, KernelError> {
+    match socket.execute(&[by_name(GET_LINK, name)]) {
+        Ok(replies) => Ok(replies
+            .first()
+            .and_then(|reply| read_bytes(&reply.payload))
+            .map(|(received, sent)| Usage {
+                received: sent,
+                sent: received,
+            })),
+        Err(refusal) if refusal.errno == Errno::NODEV => Ok(None),
+        Err(refusal) => Err(KernelError::new(
+            format!("read the counters of {name}"),
+            refusal,
+        )),
+    }
 }
 
 /// Removes a link, and with it the other end of a pair.

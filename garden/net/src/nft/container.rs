@@ -285,10 +285,9 @@ fn write_match(
     if let Some(ports) = ports {
         check(rule.destination_port(0), ports);
     }
-    if let Some(icmp) = one.icmp {
-        rule.payload(Base::Transport, 0, 1, 0)
-            .equals(0, &[icmp.kind]);
-        if let Some(code) = icmp.code {
+    if let Some((kind, code)) = one.icmp {
+        rule.payload(Base::Transport, 0, 1, 0).equals(0, &[kind]);
+        if let Some(code) = code {
             rule.payload(Base::Transport, 1, 1, 0).equals(0, &[code]);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use garden_net::{NetOutRule, NetworkError, PortRequest, Spec};
+use garden_net::{NetOutRule, NetworkError, PortRequest, Protocol, Spec};
 
 use crate::world::{Machine, World, has_nft, spec};
 
@@ -83,7 +83,7 @@ fn bad_requests_are_refused_before_anything_is_made() {
     assert_eq!(refused(&spec("banana")), "invalid CIDR address: banana/30");
     assert!(refused(&spec("192.0.2.0/24")).contains("is not one of hosts"));
     let protocol = NetOutRule {
-        protocol: 9,
+        protocol: Protocol::Icmp6,
         ..NetOutRule::default()
     };
     assert_eq!(
@@ -91,7 +91,7 @@ fn bad_requests_are_refused_before_anything_is_made() {
             rules: vec![protocol],
             ..Spec::default()
         }),
-        "invalid protocol: 9"
+        "invalid protocol: 4"
     );
     let twice = PortRequest {
         host: 7000,
