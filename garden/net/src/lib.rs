@@ -17,6 +17,7 @@ pub mod dns;
 mod error;
 mod forwarding;
 mod lease;
+mod leaving;
 mod links;
 mod names;
 mod netlink;

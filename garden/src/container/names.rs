@@ -6,7 +6,6 @@
 //! because what is bound is the file and not its place. What they say is `network::names`' to know.
 
 use std::io::Write as _;
-use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use garden_net::dns;
@@ -27,7 +26,7 @@ const FILES: [(&str, &str); 2] = [("hosts", "/etc/hosts"), ("resolv.conf", "/etc
 ///
 /// Until there is an address, or where none ever comes, the name is the loopback's.
 pub(crate) fn make(directory: BorrowedFd<'_>, handle: &Handle, owner: u32) -> Result<(), Error> {
-    let hosts = dns::hosts(handle.as_str(), Some(Ipv4Addr::LOCALHOST), None, &[]);
+    let hosts = dns::hosts(handle.as_str(), None, None, &[]);
     for (name, text) in [(FILES[0].0, hosts.as_str()), (FILES[1].0, "")] {
         let failed = |error| Error::host(format!("cannot make the container's {name}"), error);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -107,7 +106,10 @@ mod tests {
         let web = "web".parse().unwrap();
         make(directory.as_fd(), &web, own).unwrap();
         let read = |name| std::fs::read_to_string(place.path().join(name)).unwrap();
-        assert_eq!(read("hosts"), "127.0.0.1 localhost\n127.0.0.1 web\n");
+        assert_eq!(
+            read("hosts"),
+            "127.0.0.1 localhost\n::1 localhost\n127.0.0.1 web\n"
+        );
         // Made once: what a container has must not be replaced under it.
         assert!(make(directory.as_fd(), &web, own).is_err());
         let contents = Contents {

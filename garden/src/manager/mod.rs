@@ -145,12 +145,15 @@ impl Manager {
             .services()
             .images
             .run(move || store.wait_trash_empty(patience));
-        idle && emptied.await.unwrap_or(false)
+        let disconnected = self.services().networks.settle(patience);
+        let (emptied, disconnected) = tokio::join!(emptied, disconnected);
+        idle && disconnected && emptied.unwrap_or(false)
     }
 
     /// Ends the teardown workers, leaving what is not done on file. Containers run on.
     pub async fn close(&self, grace: std::time::Duration) {
         self.services().queue().shutdown(grace).await;
+        self.services().networks.settle(grace).await;
         self.services().zygote.close().await;
     }
 

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use garden_net::{Lease, Network, PortRequest, Spec, detect};
 use serde::{Deserialize, Serialize};
@@ -178,6 +179,10 @@ impl Provider for BuiltIn {
 
     fn capacity(&self) -> Option<u64> {
         Some(self.network.capacity())
+    }
+
+    fn settle(&self, patience: Duration) -> bool {
+        self.network.settle(patience)
     }
 
     fn repair(&self) -> Result<Vec<String>, Error> {

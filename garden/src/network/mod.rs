@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use config::Config;
+pub use garden_net::detect::other_filters;
 pub(crate) use provider::{Connected, Provider, Wanted};
 pub use record::{NetworkRecord, Own};
 
@@ -164,6 +165,14 @@ impl Networks {
     /// measure.
     pub(crate) fn usage(&self, record: &NetworkRecord) -> Result<Option<NetworkMetrics>, Error> {
         self.provider.usage(record)
+    }
+
+    /// Waits until what was disconnected is gone altogether, at most so long; returns whether that
+    /// came true.
+    pub(crate) async fn settle(&self, patience: Duration) -> bool {
+        let provider = Arc::clone(&self.provider);
+        let settled = self.workers.run(move || provider.settle(patience));
+        settled.await.unwrap_or(false)
     }
 
     /// Mends now and then what others did to the host's part, for as long as somebody has the

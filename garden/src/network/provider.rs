@@ -24,6 +24,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::names::Resolution;
 use super::record::{NetworkRecord, Own};
@@ -121,6 +122,13 @@ pub(crate) trait Provider: Send + Sync {
     /// How many containers it has room for; `None` is without a limit.
     fn capacity(&self) -> Option<u64> {
         None
+    }
+
+    /// Waits until what `disconnect` left for later is gone, at most so long; returns whether that
+    /// came true. What is left when the server ends is the next start's.
+    fn settle(&self, patience: Duration) -> bool {
+        let _ = patience;
+        true
     }
 
     /// Makes good what others did to its part of the host; says what that was, a line each.

@@ -9,6 +9,7 @@ use crate::netlink::message::{Message, Reader, flags, text, u32_at};
 pub(super) const NEW_LINK: u16 = 16;
 pub(super) const DELETE_LINK: u16 = 17;
 pub(super) const GET_LINK: u16 = 18;
+pub(super) const SET_LINK: u16 = 19;
 const NEW_ADDRESS: u16 = 20;
 pub(super) const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;

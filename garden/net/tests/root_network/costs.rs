@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use garden_net::{MappedPort, NetOutRule, PortRequest, Protocol, Repair, Spec};
 
-use crate::world::{Machine, World};
+use crate::world::{Machine, PATIENCE, World};
 
 #[test]
 fn the_two_hundredth_costs_what_the_first_did() {
@@ -59,7 +59,12 @@ fn the_two_hundredth_costs_what_the_first_did() {
         let removals: Vec<u64> = all
             .iter()
             .take(30)
-            .map(|one| cost(&mut || network.remove(&one.1).unwrap()))
+            .map(|one| {
+                cost(&mut || {
+                    network.remove(&one.1).unwrap();
+                    assert!(network.settle(PATIENCE));
+                })
+            })
             .collect();
         assert!(
             removals.iter().all(|sent| *sent == removals[0]),

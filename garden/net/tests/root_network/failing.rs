@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use garden_net::{NetOutRule, NetworkError, PortRequest, Protocol, Spec};
 
-use crate::world::{Machine, World, has_nft, spec};
+use crate::world::{Machine, PATIENCE, World, has_nft, spec};
 
 #[test]
 fn a_failure_leaves_nothing() {
@@ -48,6 +48,7 @@ fn a_failure_leaves_nothing() {
         "{error}"
     );
 
+    assert!(network.settle(PATIENCE));
     assert!(world.links().is_empty(), "{:?}", world.links());
     assert!(
         !occupied.ip("-o link").contains("@"),
@@ -163,6 +164,7 @@ fn many_come_and_go_at_once() {
             });
         }
     });
+    assert!(network.settle(PATIENCE));
     assert!(world.links().is_empty(), "{:?}", world.links());
     let mut pool: Vec<_> = addresses
         .into_inner()
