@@ -24,8 +24,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    attach, config, create, doctor, events, exec, health, inspect, limits, ls, pea, pull, repro,
-    rm, rootfs, run, scale, server, stop, stream_in, stream_out, teardown, wait,
+    attach, config, create, doctor, events, exec, health, inspect, limits, ls, net_out, pea, port,
+    pull, repro, rm, rootfs, run, scale, server, stop, stream_in, stream_out, teardown, wait,
 };
 use crate::reach::Target;
 
@@ -52,6 +52,8 @@ enum Verb {
     Events(events::EventsArgs),
     Wait(wait::WaitArgs),
     Limits(limits::LimitsArgs),
+    Port(port::PortArgs),
+    NetOut(net_out::NetOutArgs),
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
@@ -118,6 +120,8 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Events(args) => events::run(&target, args).await,
         Verb::Wait(args) => wait::run(&target, args).await,
         Verb::Limits(args) => limits::run(&target, &args).await,
+        Verb::Port(args) => port::run(&target, &args).await,
+        Verb::NetOut(args) => net_out::run(&target, args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,
         Verb::Rm(args) => rm::run(&target, &args).await,
         Verb::Pull(args) => pull::run(&target, args).await,

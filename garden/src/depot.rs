@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::IdRange;
 use crate::checks::HealthRecord;
 use crate::model::{ContainerSpec, Handle, ProcessId};
+use crate::network::NetworkRecord;
 
 /// The version of the records.
 const VERSION: u32 = 1;
@@ -108,6 +109,9 @@ pub struct ContainerRecord {
     /// How many kills for want of memory in its cgroup have been told as events.
     #[serde(default)]
     pub oom_kills: u64,
+    /// What it has of the network.
+    #[serde(default)]
+    pub network: NetworkRecord,
     /// Whether its limits are just being changed: the kernel may have some of the old ones.
     #[serde(default)]
     pub limits_pending: bool,
@@ -129,6 +133,7 @@ impl ContainerRecord {
             events: Vec::new(),
             init_pid: 0,
             oom_kills: 0,
+            network: NetworkRecord::default(),
             limits_pending: false,
         }
     }
@@ -290,6 +295,15 @@ impl Depot {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(errno) => Err(failed("move away", &self.container_path(handle))(errno)),
         }
+    }
+
+    /// The record of a container whose directory was retired; `None` when there is none, or none
+    /// that can be read.
+    pub fn gone_record(&self, instance: &str) -> Option<ContainerRecord> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(&self.gone, instance, flags, Mode::empty()).ok()?;
+        read_json(directory.as_fd(), RECORD)
+            .filter(|record: &ContainerRecord| record.version == VERSION)
     }
 
     /// Where [`Depot::retire`] puts a directory.

@@ -19,6 +19,7 @@ pub mod ids;
 pub mod manager;
 mod metrics;
 pub mod model;
+pub mod network;
 pub mod policy;
 pub mod process;
 mod roots;

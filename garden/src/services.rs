@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::events::Events;
 use crate::ids::{self, Pool};
 use crate::model::{DiskLimit, DiskMetrics, ImageRef};
+use crate::network::{self, Networks};
 use crate::policy::Policy;
 use crate::roots::{Root, Roots, Wanted};
 use crate::runtime::zygote::Zygote;
@@ -67,6 +68,8 @@ pub struct Options {
     pub id_ranges: Option<ids::Plan>,
     /// What the operator decides for all containers.
     pub policy: Policy,
+    /// The network of containers.
+    pub network: network::Config,
 }
 
 impl Options {
@@ -91,6 +94,7 @@ impl Options {
             ids: ids::shared(1, None),
             id_ranges: None,
             policy: Policy::default(),
+            network: network::Config::default(),
         }
     }
 }
@@ -105,6 +109,7 @@ pub(crate) struct Services {
     pub(crate) cgroups: Cgroups,
     pub(crate) zygote: Zygote,
     pub(crate) roots: Arc<Roots>,
+    pub(crate) networks: Networks,
     /// For short calls: cgroup files, user lookups.
     pub(crate) files: Workers,
     /// For calls of the store that may take long.
@@ -144,6 +149,7 @@ impl Services {
         cgroups: Cgroups,
         zygote: Zygote,
         store: Store,
+        networks: Networks,
     ) -> Result<Self, Error> {
         let threads = |error| Error::host("cannot start worker threads", error);
         let layouts = options.runtime_dir.join("layouts");
@@ -155,6 +161,7 @@ impl Services {
             depot,
             cgroups,
             zygote,
+            networks,
             files: Workers::start("garden-files", 4).map_err(threads)?,
             images: Workers::start("garden-images", 8).map_err(threads)?,
             meters: Workers::start("garden-meters", 2).map_err(threads)?,

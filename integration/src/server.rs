@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::cli::{Cli, ended_within_deadline};
+use crate::internet::Machine;
 use crate::wait::{DEADLINE, wait_until};
 use crate::world::World;
 use crate::{http, proc};
@@ -25,6 +26,8 @@ pub struct Server<'w> {
     options: Vec<String>,
     /// The cgroup v2 group that it is started in, if not the test's own.
     group: Option<PathBuf>,
+    /// The network that it is started in, if not the test's own.
+    machine: Option<Machine>,
     child: Option<Child>,
 }
 
@@ -35,6 +38,20 @@ impl<'w> Server<'w> {
             socket: world.directory().join("s.sock"),
             options: options.iter().map(|&option| option.to_owned()).collect(),
             group: None,
+            machine: None,
+            child: None,
+        };
+        server.restart()?;
+        Ok(server)
+    }
+
+    pub(crate) fn start_on(world: &'w World, machine: &Machine, options: &[&str]) -> Result<Self> {
+        let mut server = Self {
+            world,
+            socket: world.directory().join("s.sock"),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            group: None,
+            machine: Some(machine.clone()),
             child: None,
         };
         server.restart()?;
@@ -47,6 +64,7 @@ impl<'w> Server<'w> {
             socket: world.directory().join("s.sock"),
             options: Vec::new(),
             group: Some(group.to_owned()),
+            machine: None,
             child: None,
         };
         server.restart()?;
@@ -92,7 +110,11 @@ impl<'w> Server<'w> {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        let mut child = command.spawn().context("starting a server")?;
+        let mut start = || command.spawn().context("starting a server");
+        let mut child = match &self.machine {
+            None => start()?,
+            Some(machine) => machine.run(start)?,
+        };
         let pid = child.id();
         let served = wait_until("the server listens", DEADLINE, || {
             if let Some(status) = child.try_wait()? {
@@ -142,6 +164,16 @@ impl<'w> Server<'w> {
     /// The same with something to tell it.
     pub fn post(&self, target: &str, body: &Value) -> Result<Value> {
         http::ask(&self.socket, "POST", target, Some(body))
+    }
+
+    /// The same, where a refusal is what is looked for: the status and the text.
+    pub fn try_post(&self, target: &str, body: &Value) -> Result<(u16, String)> {
+        http::exchange(&self.socket, "POST", target, Some(body))
+    }
+
+    /// Takes something away.
+    pub fn delete(&self, target: &str) -> Result<Value> {
+        http::ask(&self.socket, "DELETE", target, None)
     }
 
     /// Where it listens.

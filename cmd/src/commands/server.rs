@@ -15,6 +15,7 @@ use garden_rootfs::plugin::{Plugin, Plugins};
 use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 
 use super::server_limits::ServerLimits;
+use super::server_network::ServerNetwork;
 use crate::reach::Target;
 use crate::registry::RegistryArgs;
 use crate::settings::ConfigArgs;
@@ -65,6 +66,8 @@ pub(crate) struct ServerArgs {
     policy: PolicyArgs,
     #[command(flatten, next_help_heading = "Limits")]
     limits: ServerLimits,
+    #[command(flatten, next_help_heading = "Network")]
+    network: ServerNetwork,
     #[command(flatten, next_help_heading = "Collection of unused images")]
     collect: CollectArgs,
     #[command(flatten, next_help_heading = "Image plugins")]
@@ -268,6 +271,7 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     options.registry = args.registry.policy()?;
     options.collect = args.collect.policy();
     args.limits.apply(&mut options);
+    args.network.apply(&mut options)?;
     if args.sync_unmount {
         options.unmount = Unmount::Sync;
     }

@@ -63,6 +63,8 @@ pub(crate) struct Container {
     throttled: AtomicBool,
     /// Taken by whoever changes its limits.
     pub(crate) limits_turn: tokio::sync::Semaphore,
+    /// Taken by whoever changes its network.
+    pub(crate) network_turn: tokio::sync::Semaphore,
 }
 
 impl Container {
@@ -95,6 +97,7 @@ impl Container {
             told,
             throttled: AtomicBool::new(false),
             limits_turn: tokio::sync::Semaphore::new(1),
+            network_turn: tokio::sync::Semaphore::new(1),
         });
         tokio::spawn(follow(
             Arc::downgrade(&container),

@@ -16,9 +16,9 @@ use crate::error::Error;
 use crate::events::{EventFilter, EventStream};
 use crate::metrics;
 use crate::model::{
-    Addresses, Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange,
-    LimitsInForce, Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress,
-    PulledImage, TeardownJob, TeardownStage, TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
+    Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage,
+    TeardownJob, TeardownStage, TeardownStatus,
 };
 use crate::process::Attachment;
 
@@ -33,6 +33,7 @@ impl Backend for Manager {
     async fn capacity(&self) -> Result<Capacity, Error> {
         let store = self.services().options.store_dir.clone();
         let most = self.services().options.max_containers;
+        let connectable = self.services().networks.capacity().unwrap_or(u64::MAX);
         let roots = Arc::clone(&self.services().roots);
         let told = self.services().plugins.run(move || roots.plugin_capacity());
         let by_plugin = told.await?;
@@ -44,7 +45,7 @@ impl Backend for Manager {
                 disk_bytes: by_plugin
                     .unwrap_or_else(|| disk.f_blocks.saturating_mul(disk.f_frsize)),
                 schedulable_disk_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
-                max_containers: most.map_or(u64::MAX, |most| most as u64),
+                max_containers: most.map_or(u64::MAX, |most| most as u64).min(connectable),
             })
         });
         read.await?
@@ -89,14 +90,14 @@ impl Backend for Manager {
             created_ms: record.created_ms,
             events: record.events.clone(),
             path: container.dir.path().to_owned(),
-            addresses: Addresses::default(),
+            addresses: record.network.addresses.clone(),
             properties: properties(&container),
             processes: container
                 .processes()
                 .iter()
                 .filter_map(|entry| entry.info())
                 .collect(),
-            mapped_ports: Vec::new(),
+            mapped_ports: record.network.mapped_ports,
             limits: record.spec.limits,
             health: container.checks.state(),
         })
@@ -189,14 +190,12 @@ impl Backend for Manager {
         }
     }
 
-    async fn net_in(&self, handle: &Handle, _: PortMapping) -> Result<PortMapping, Error> {
-        self.find(handle)?;
-        Err(no_network())
+    async fn net_in(&self, handle: &Handle, mapping: PortMapping) -> Result<PortMapping, Error> {
+        self.map_port(handle, mapping).await
     }
 
-    async fn net_out(&self, handle: &Handle, _: Vec<NetOutRule>) -> Result<(), Error> {
-        self.find(handle)?;
-        Err(no_network())
+    async fn net_out(&self, handle: &Handle, rules: Vec<NetOutRule>) -> Result<(), Error> {
+        self.open_to(handle, rules).await
     }
 
     async fn pull(
@@ -247,16 +246,11 @@ impl Manager {
     }
 }
 
-fn no_network() -> Error {
-    Error::Invalid(
-        "this server has no network to configure: its containers have a loopback only".to_owned(),
-    )
-}
-
 /// The user's properties and those that Garden itself keeps.
 fn properties(container: &Container) -> BTreeMap<String, String> {
     let record = container.record();
-    let mut all = record.spec.properties;
+    let mut all = record.network.shown();
+    all.extend(record.spec.properties);
     all.entry(STATE.to_owned())
         .or_insert_with(|| "created".to_owned());
     if let Some(grace_time) = record.spec.grace_time {

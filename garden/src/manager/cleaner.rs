@@ -76,7 +76,8 @@ impl Stages for Cleaner {
         let target = &job.target;
         match stage {
             Stage::Kill => kill(services, target).await,
-            Stage::Network | Stage::Free => Ok(()),
+            Stage::Network => disconnect(services, target).await,
+            Stage::Free => Ok(()),
             Stage::Unmount => unmount(&services, target).await,
             Stage::Trash => trash(services, target).await,
             Stage::Cgroup => remove_cgroups(services, target).await,
@@ -169,6 +170,20 @@ async fn end_shim(directory: &Path) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     tracing::warn!("a supervisor does not end; it will be asked again at the next start");
+}
+
+/// Takes the container's part of the network away. What it was is in its record, which is removed
+/// last.
+async fn disconnect(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
+    let (handle, instance) = (target.container.clone(), target.instance.clone());
+    on_own_thread("garden-unlink", move || {
+        let record = services.depot.gone_record(&instance);
+        let network = record.as_ref().map(|record| &record.network);
+        services.networks.disconnect(&handle, &instance, network)
+    })
+    .await
+    .map_err(|error| StageError::new("cannot start a thread", error))?
+    .map_err(|error| StageError::new("cannot take the network away", error))
 }
 
 /// Drops what refers to the mount, besides its processes.

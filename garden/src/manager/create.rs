@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! reserve the handle ─▶ record `creating` ─▶ ┬ root filesystem ┐
-//!                                            ├ cgroup          ├─▶ init ─▶ cpu share ─▶ record
-//!                                            └ shim            ┘                        `created`
+//!                                            ├ cgroup          ├─▶ init ─▶ network ─▶ cpu share
+//!                                            └ shim            ┘               ─▶ record `created`
 //! ```
 //!
 //! A failure anywhere hands what there is to the teardown queue, waits for it a while, and only
@@ -68,6 +68,7 @@ impl Manager {
         }
         let image = self.image_of(&spec)?;
         services.cgroups.check(&spec.limits)?;
+        services.networks.check(&spec)?;
         spec.image = Some(image.clone());
         let checks = std::mem::take(&mut spec.checks);
         checks::spec::validate_all(&checks)?;
@@ -198,6 +199,7 @@ impl Manager {
         let started = self.start_init(handle, (record, &dir), &shim, rootfs, group);
         let pid = stage("init", started).await?;
         let root = open_root(pid)?;
+        stage("network", self.connect(handle, &dir, record, pid)).await?;
         let place = Place::Container(&record.cgroup);
         if services.cgroups.is_incomplete(&place, &record.spec.limits) {
             let cgroups = services.cgroups.clone();
@@ -238,7 +240,7 @@ impl Manager {
         let directory = dir.fd().try_clone_to_owned();
         let directory =
             directory.map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
-        let (name, ids) = (hostname.clone(), record.ids.clone());
+        let (name, ids) = (handle.clone(), record.ids.clone());
         let shared = Arc::clone(services);
         let opened = services.files.run(move || {
             let mut passed = Passed::default();

@@ -2,6 +2,7 @@
 //!
 //! - `create`, `destroy`: a container's beginning and end.
 //! - `limits`: changing what a container may use.
+//! - `network`: connecting a container, and what may change of that while it lives.
 //! - `run`: processes and peas in it.
 //! - `restore`: finding everything again after a restart.
 //! - `health`: its health checks, and the events of all.
@@ -18,6 +19,7 @@ mod destroy;
 mod files;
 mod health;
 mod limits;
+mod network;
 mod restore;
 mod run;
 
@@ -32,6 +34,7 @@ use crate::container::Container;
 use crate::depot::Depot;
 use crate::error::Error;
 use crate::model::Handle;
+use crate::network::{NetworkRecord, Networks};
 use crate::runtime::zygote::{Zygote, ZygoteOptions};
 pub use crate::services::Options;
 use crate::services::{Services, lock};
@@ -60,7 +63,7 @@ impl Manager {
     pub async fn open(options: Options) -> Result<Self, Error> {
         let opened = options.clone();
         let blocking = tokio::task::spawn_blocking(move || open_blocking(&opened));
-        let (depot, cgroups, store) = blocking
+        let (depot, cgroups, store, networks) = blocking
             .await
             .map_err(|error| Error::host("cannot open the server's state", error))??;
         let zygote = Zygote::start(ZygoteOptions {
@@ -73,7 +76,9 @@ impl Manager {
                 .map(|unified| unified.path.clone()),
         });
         let zygote = zygote.await?;
-        let services = Arc::new(Services::new(options, depot, cgroups, zygote, store)?);
+        let services = Arc::new(Services::new(
+            options, depot, cgroups, zygote, store, networks,
+        )?);
         let cleaner = Cleaner::new(&services);
         let queue = Queue::open(services.depot.teardown(), cleaner, QueueOptions::default())
             .map_err(|error| Error::host("cannot open the teardown queue", error))?;
@@ -83,6 +88,7 @@ impl Manager {
             containers: Mutex::default(),
         }));
         manager.restore().await?;
+        manager.services().networks.keep_repaired();
         if let Some(interval) = manager.services().options.throttling {
             let services = Arc::downgrade(manager.services());
             tokio::spawn(crate::metrics::throttle::run(services, interval));
@@ -139,12 +145,15 @@ impl Manager {
             .services()
             .images
             .run(move || store.wait_trash_empty(patience));
-        idle && emptied.await.unwrap_or(false)
+        let disconnected = self.services().networks.settle(patience);
+        let (emptied, disconnected) = tokio::join!(emptied, disconnected);
+        idle && disconnected && emptied.unwrap_or(false)
     }
 
     /// Ends the teardown workers, leaving what is not done on file. Containers run on.
     pub async fn close(&self, grace: std::time::Duration) {
         self.services().queue().shutdown(grace).await;
+        self.services().networks.settle(grace).await;
         self.services().zygote.close().await;
     }
 
@@ -159,7 +168,9 @@ impl Manager {
     }
 }
 
-fn open_blocking(options: &Options) -> Result<(Depot, Cgroups, Store), Error> {
+type Opened = (Depot, Cgroups, Store, Networks);
+
+fn open_blocking(options: &Options) -> Result<Opened, Error> {
     options.policy.check()?;
     let depot = Depot::open(&options.runtime_dir)?;
     let cgroups = Cgroups::open(options.tag.as_deref(), options.cgroups.clone())?;
@@ -169,5 +180,20 @@ fn open_blocking(options: &Options) -> Result<(Depot, Cgroups, Store), Error> {
     store.registry = options.registry.clone();
     store.collect.clone_from(&options.collect);
     let store = Store::open(&store)?;
-    Ok((depot, cgroups, store))
+    // Before the first job of teardown can run: it may be about a container's network.
+    let networks = Networks::start(&options.network, depot.root(), known_networks(&depot)?)?;
+    Ok((depot, cgroups, store, networks))
+}
+
+/// What earlier servers recorded of networks, also of containers that are to be taken away.
+fn known_networks(depot: &Depot) -> Result<Vec<NetworkRecord>, Error> {
+    let living = depot.names()?.into_iter().filter_map(|name| {
+        let handle: Handle = name.parse().ok()?;
+        depot.container(&handle).ok()?.read()
+    });
+    let gone = depot
+        .gone_names()?
+        .into_iter()
+        .filter_map(|name| depot.gone_record(&name));
+    Ok(living.chain(gone).map(|record| record.network).collect())
 }
