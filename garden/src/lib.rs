@@ -14,6 +14,7 @@ pub mod depot;
 pub mod env;
 pub mod error;
 pub mod events;
+mod group_names;
 pub mod hosting;
 pub mod ids;
 pub mod manager;

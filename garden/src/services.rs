@@ -20,6 +20,7 @@ use crate::container::Container;
 use crate::depot::{ContainerRecord, Depot};
 use crate::error::Error;
 use crate::events::Events;
+use crate::group_names::GroupNames;
 use crate::ids::{self, Pool};
 use crate::model::{DiskLimit, DiskMetrics, ImageRef};
 use crate::network::{self, Networks};
@@ -70,6 +71,31 @@ pub struct Options {
     pub policy: Policy,
     /// The network of containers.
     pub network: network::Config,
+    /// How long the steps of an end may take.
+    pub ending: Ending,
+}
+
+/// How long the steps of an end may take before somebody is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// Killed processes may take so long to be gone; then a destroy fails, names one that is not, its
+    /// state and where in the kernel it waits, and can be tried again.
+    pub death: Duration,
+    /// So long the end of a destroy waits until clients of dead processes are told.
+    pub announcement: Duration,
+    /// A stage of the teardown that takes longer counts as stuck: it is shown as such, and goes on
+    /// aside without keeping others.
+    pub stage: Duration,
+}
+
+impl Default for Ending {
+    fn default() -> Self {
+        Self {
+            death: Duration::from_secs(10),
+            announcement: Duration::from_secs(2),
+            stage: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Options {
@@ -95,12 +121,17 @@ impl Options {
             id_ranges: None,
             policy: Policy::default(),
             network: network::Config::default(),
+            ending: Ending::default(),
         }
     }
 }
 
 /// How long metrics wait for the store.
 const USAGE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Numbers of events that one server has for itself, so that those of a later one are higher. More
+/// than it can use up, and leaves room for two million starts below 2^53.
+const EVENTS_OF_A_START: u64 = 1 << 32;
 
 /// What every container of one server uses.
 pub(crate) struct Services {
@@ -128,6 +159,8 @@ pub(crate) struct Services {
     id_pool: Option<Pool>,
     /// Containers by handle, for the stages of teardown; the manager owns them.
     pub(crate) pods: Mutex<HashMap<String, Weak<Container>>>,
+    /// Who has which cgroup.
+    pub(crate) group_names: GroupNames,
     /// What takes away what peas and containers leave; set once, right after this is made.
     pub(crate) queue: OnceLock<Queue>,
     /// What happens, for whoever listens.
@@ -153,6 +186,7 @@ impl Services {
     ) -> Result<Self, Error> {
         let threads = |error| Error::host("cannot start worker threads", error);
         let layouts = options.runtime_dir.join("layouts");
+        let starts = depot.count_start()?;
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Ok(Self {
             roots: Arc::new(Roots::new(store, options.plugins.clone(), layouts)),
@@ -169,9 +203,10 @@ impl Services {
             usage: Workers::start("garden-usage", 2).map_err(threads)?,
             privileged_capabilities: bundle::held_by_host(&status),
             pods: Mutex::default(),
+            group_names: GroupNames::default(),
             plugins: Workers::start("garden-plugins", 8).map_err(threads)?,
             queue: OnceLock::new(),
-            events: Events::default(),
+            events: Events::after(starts.saturating_mul(EVENTS_OF_A_START)),
             health_latency: Histogram::default(),
         })
     }

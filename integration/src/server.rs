@@ -8,6 +8,7 @@ use std::fs::OpenOptions;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -78,6 +79,29 @@ impl<'w> Server<'w> {
 
     /// Starts it anew in the same place and waits until it serves. It must not run.
     pub fn restart(&mut self) -> Result<()> {
+        let mut child = self.spawn()?;
+        let pid = child.id();
+        let served = wait_until("the server listens", DEADLINE, || {
+            if let Some(status) = child.try_wait()? {
+                anyhow::bail!("the server ended at once: {status}");
+            }
+            Ok(UnixStream::connect(&self.socket).is_ok())
+        });
+        self.child = Some(child);
+        served.with_context(|| format!("starting the server, pid {pid}"))
+    }
+
+    /// Starts it anew and ends it with SIGKILL after a while, wherever it is then.
+    pub fn restart_cut_short(&mut self, after: Duration) -> Result<()> {
+        let mut child = self.spawn()?;
+        // The moment itself is the point, so this is a time and no condition.
+        std::thread::sleep(after);
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    fn spawn(&self) -> Result<Child> {
         ensure!(self.child.is_none(), "the server is still running");
         let log = OpenOptions::new()
             .create(true)
@@ -111,19 +135,10 @@ impl<'w> Server<'w> {
             .stdout(log.try_clone()?)
             .stderr(log);
         let mut start = || command.spawn().context("starting a server");
-        let mut child = match &self.machine {
-            None => start()?,
-            Some(machine) => machine.run(start)?,
-        };
-        let pid = child.id();
-        let served = wait_until("the server listens", DEADLINE, || {
-            if let Some(status) = child.try_wait()? {
-                anyhow::bail!("the server ended at once: {status}");
-            }
-            Ok(UnixStream::connect(&self.socket).is_ok())
-        });
-        self.child = Some(child);
-        served.with_context(|| format!("starting the server, pid {pid}"))
+        match &self.machine {
+            None => start(),
+            Some(machine) => machine.run(start),
+        }
     }
 
     /// Ends it with SIGKILL, as a crash would.

@@ -211,19 +211,28 @@ impl Store {
 
     /// All root filesystems, by id.
     pub fn list(&self) -> Result<Vec<RootfsInfo>> {
-        let names =
-            dirs::names(&self.inner.dirs.rootfs).step(|| "list root filesystems".to_owned())?;
+        let names = self.ids()?;
         // One without a readable record was destroyed just now.
         Ok(names.iter().filter_map(|id| self.info(id)).collect())
     }
 
-    /// Destroys all root filesystems but those whose ids the owner keeps; gives the ids of the
-    /// others. For an owner that was restarted, and knows what it still has.
-    pub fn retain(&self, mut keeps: impl FnMut(&str) -> bool) -> Result<Vec<String>> {
+    /// The ids that are taken, also by what is not whole. Reads one directory.
+    pub fn ids(&self) -> Result<Vec<String>> {
+        dirs::names(&self.inner.dirs.rootfs).step(|| "list root filesystems".to_owned())
+    }
+
+    /// Destroys those of these root filesystems whose ids the owner does not keep; gives their ids.
+    /// For an owner that was restarted, and knows what it still has. Ids that were listed before
+    /// anything new was made cannot be of anything new.
+    pub fn retain(
+        &self,
+        among: &[String],
+        mut keeps: impl FnMut(&str) -> bool,
+    ) -> Result<Vec<String>> {
         let mut destroyed = Vec::new();
-        for rootfs in self.list()? {
-            if !keeps(&rootfs.id) && self.destroy(&rootfs.id)? {
-                destroyed.push(rootfs.id);
+        for id in among {
+            if !keeps(id) && self.info(id).is_some() && self.destroy(id)? {
+                destroyed.push(id.clone());
             }
         }
         Ok(destroyed)

@@ -22,6 +22,7 @@ pub(crate) mod rootfs;
 pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod server;
+mod server_ends;
 mod server_limits;
 mod server_network;
 pub(crate) mod stop;

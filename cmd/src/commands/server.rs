@@ -14,6 +14,7 @@ use garden::policy::{Policy, TcpDefaults};
 use garden_rootfs::plugin::{Plugin, Plugins};
 use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 
+use super::server_ends::EndArgs;
 use super::server_limits::ServerLimits;
 use super::server_network::ServerNetwork;
 use crate::reach::Target;
@@ -64,6 +65,8 @@ pub(crate) struct ServerArgs {
     config: ConfigArgs,
     #[command(flatten, next_help_heading = "Containers and processes")]
     policy: PolicyArgs,
+    #[command(flatten, next_help_heading = "Ends")]
+    ends: EndArgs,
     #[command(flatten, next_help_heading = "Limits")]
     limits: ServerLimits,
     #[command(flatten, next_help_heading = "Network")]
@@ -270,6 +273,7 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     options.plugins = args.plugins.plugins();
     options.registry = args.registry.policy()?;
     options.collect = args.collect.policy();
+    options.ending = args.ends.ending();
     args.limits.apply(&mut options);
     args.network.apply(&mut options)?;
     if args.sync_unmount {

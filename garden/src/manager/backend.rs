@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::{Manager, files};
 use crate::api::{Backend, CpuScale, Filters, StreamIn, TarStream};
 use crate::checks::{CheckSpec, HealthStatus};
-use crate::container::Container;
+use crate::depot::ContainerRecord;
 use crate::error::Error;
 use crate::events::{EventFilter, EventStream};
 use crate::metrics;
@@ -61,8 +61,9 @@ impl Backend for Manager {
     }
 
     async fn list(&self, filters: &Filters) -> Result<Vec<Handle>, Error> {
-        let matching = self.all().into_iter().filter(|container| {
-            let properties = properties(container);
+        let all = self.0.table.all().into_iter();
+        let matching = all.filter(|(_, seat)| {
+            let properties = properties(seat.record());
             filters
                 .iter()
                 .all(|(key, wanted)| match (key.as_str(), wanted.as_str()) {
@@ -71,11 +72,11 @@ impl Backend for Manager {
                     (_, wanted) => properties.get(key).is_some_and(|value| value == wanted),
                 })
         });
-        Ok(matching.map(|container| container.handle.clone()).collect())
+        Ok(matching.map(|(handle, _)| handle).collect())
     }
 
     async fn info(&self, handle: &Handle) -> Result<ContainerInfo, Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
         let record = container.record();
         Ok(ContainerInfo {
             handle: handle.clone(),
@@ -91,7 +92,7 @@ impl Backend for Manager {
             events: record.events.clone(),
             path: container.dir.path().to_owned(),
             addresses: record.network.addresses.clone(),
-            properties: properties(&container),
+            properties: properties(record.clone()),
             processes: container
                 .processes()
                 .iter()
@@ -104,7 +105,7 @@ impl Backend for Manager {
     }
 
     async fn metrics(&self, handle: &Handle) -> Result<Metrics, Error> {
-        match self.find(handle) {
+        match self.find(handle).await {
             Ok(container) => Ok(metrics::of_container(&container).await),
             Err(unknown) => self.pea_metrics(handle).await.ok_or(unknown),
         }
@@ -119,11 +120,11 @@ impl Backend for Manager {
     }
 
     async fn attach(&self, handle: &Handle, process: &ProcessId) -> Result<Attachment, Error> {
-        self.attach_process(handle, process)
+        self.attach_process(handle, process).await
     }
 
     async fn stream_in(&self, handle: &Handle, files: StreamIn) -> Result<(), Error> {
-        files::stream_in(&self.find(handle)?, files).await
+        files::stream_in(&self.find_alive(handle).await?, files).await
     }
 
     async fn stream_out(
@@ -132,33 +133,33 @@ impl Backend for Manager {
         user: &str,
         source: &str,
     ) -> Result<TarStream, Error> {
-        files::stream_out(&self.find(handle)?, user, source).await
+        files::stream_out(&self.find_alive(handle).await?, user, source).await
     }
 
     async fn properties(&self, handle: &Handle) -> Result<BTreeMap<String, String>, Error> {
-        Ok(properties(&*self.find(handle)?))
+        Ok(properties(self.record_of(handle)?))
     }
 
     async fn property(&self, handle: &Handle, key: &str) -> Result<Option<String>, Error> {
-        Ok(properties(&*self.find(handle)?).remove(key))
+        Ok(properties(self.record_of(handle)?).remove(key))
     }
 
     async fn set_property(&self, handle: &Handle, key: String, value: String) -> Result<(), Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
         Ok(container
             .change(|record| record.spec.properties.insert(key, value))
             .map(drop)?)
     }
 
     async fn remove_property(&self, handle: &Handle, key: &str) -> Result<(), Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
         Ok(container
             .change(|record| record.spec.properties.remove(key))
             .map(drop)?)
     }
 
     async fn grace_time(&self, handle: &Handle) -> Result<Option<Duration>, Error> {
-        Ok(self.find(handle)?.record().spec.grace_time)
+        Ok(self.record_of(handle)?.spec.grace_time)
     }
 
     async fn set_grace_time(
@@ -166,12 +167,12 @@ impl Backend for Manager {
         handle: &Handle,
         grace_time: Option<Duration>,
     ) -> Result<(), Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
         Ok(container.change(|record| record.spec.grace_time = grace_time)?)
     }
 
     async fn limits(&self, handle: &Handle) -> Result<Limits, Error> {
-        Ok(self.find(handle)?.record().spec.limits)
+        Ok(self.record_of(handle)?.spec.limits)
     }
 
     async fn limits_in_force(&self, handle: &Handle) -> Result<LimitsInForce, Error> {
@@ -212,19 +213,19 @@ impl Backend for Manager {
     }
 
     async fn health(&self, handle: &Handle) -> Result<HealthStatus, Error> {
-        Ok(self.find(handle)?.checks.status())
+        Ok(self.find(handle).await?.checks.status())
     }
 
     async fn set_checks(&self, handle: &Handle, checks: Vec<CheckSpec>) -> Result<(), Error> {
-        self.find(handle)?.set_checks(checks)
+        self.find_alive(handle).await?.set_checks(checks)
     }
 
     async fn remove_check(&self, handle: &Handle, name: &str) -> Result<(), Error> {
-        self.remove_one_check(handle, name)
+        self.remove_one_check(handle, name).await
     }
 
     async fn events(&self, filter: EventFilter) -> Result<EventStream, Error> {
-        Ok(self.event_stream(filter))
+        Ok(self.event_stream(filter).await)
     }
 
     async fn teardown(&self) -> Result<TeardownStatus, Error> {
@@ -247,8 +248,7 @@ impl Manager {
 }
 
 /// The user's properties and those that Garden itself keeps.
-fn properties(container: &Container) -> BTreeMap<String, String> {
-    let record = container.record();
+fn properties(record: ContainerRecord) -> BTreeMap<String, String> {
     let mut all = record.network.shown();
     all.extend(record.spec.properties);
     all.entry(STATE.to_owned())

@@ -53,6 +53,37 @@ pub(super) fn container_target(
     }
 }
 
+/// Marks the teardown of a pod whose container stays.
+const POD: &str = "-pod";
+
+/// What there is to take away of a container that is lost: all but its directory, which stays until
+/// somebody destroys it. A job of its own, so that the destroy's is none of its business: both do
+/// what is left to do.
+pub(crate) fn pod_target(services: &Services, handle: &Handle, record: &ContainerRecord) -> Target {
+    let mut target = container_target(services, handle, record);
+    target.instance.push_str(POD);
+    target.resources.records = vec![services.depot.container_path(handle)];
+    target
+}
+
+/// The instance whose things a job takes away.
+fn owner(target: &Target) -> &str {
+    let instance = target.instance.as_str();
+    instance.strip_suffix(POD).unwrap_or(instance)
+}
+
+/// The groups of a job, without those whose name is another container's by now.
+fn groups(services: &Services, target: &Target) -> Vec<PathBuf> {
+    let mut groups = target.resources.cgroups.clone();
+    if target.kind == Kind::Container {
+        groups.retain(|group| {
+            let name = group.to_str().unwrap_or_default();
+            !services.group_names.is_of_another(name, owner(target))
+        });
+    }
+    groups
+}
+
 impl Cleaner {
     fn tell(&self, job: &Job, kind: EventKind) {
         let (container, process) = (&job.target.container, job.target.process.as_deref());
@@ -61,9 +92,10 @@ impl Cleaner {
         let Some(services) = self.0.upgrade().filter(|_| !routine) else {
             return;
         };
-        let of = find(&services, container);
-        let log = of.as_deref().map(|container| &container.log);
-        services.events.publish(container, process, kind, log);
+        match find(&services, container) {
+            Some(of) => of.event_of(kind, process),
+            None => services.events.publish(container, process, kind, None),
+        }
     }
 }
 
@@ -86,6 +118,10 @@ impl Stages for Cleaner {
     }
 
     fn done(&self, job: &Job) {
+        let container = job.target.kind == Kind::Container && !job.target.instance.ends_with(POD);
+        if let (true, Some(services)) = (container, self.0.upgrade()) {
+            services.group_names.release(&job.target.instance);
+        }
         self.tell(job, EventKind::TeardownDone);
     }
 
@@ -97,7 +133,7 @@ impl Stages for Cleaner {
 
 /// Kills what is left in the cgroups and waits until it is gone.
 async fn kill(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
-    let groups = target.resources.cgroups.clone();
+    let groups = groups(&services, target);
     let kind = target.kind;
     let records = target.resources.records.clone();
     let owned = Arc::clone(&services);
@@ -127,6 +163,7 @@ fn kill_group(services: &Services, group: &Path) -> Result<(), StageError> {
     let deadline = std::time::Instant::now() + KILL_PATIENCE;
     loop {
         let left = services.cgroups.processes(&place);
+        left.iter().for_each(|pid| services.cgroups.thaw(*pid));
         let Some(first) = left.first() else {
             return Ok(());
         };
@@ -138,7 +175,7 @@ fn kill_group(services: &Services, group: &Path) -> Result<(), StageError> {
                 process_state(*first)
             )));
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -178,7 +215,7 @@ async fn disconnect(services: Arc<Services>, target: &Target) -> Result<(), Stag
     let (handle, instance) = (target.container.clone(), target.instance.clone());
     on_own_thread("garden-unlink", move || {
         let record = services.depot.gone_record(&instance);
-        let network = record.as_ref().map(|record| &record.network);
+        let network = record.as_ref().map(|(_, record)| &record.network);
         services.networks.disconnect(&handle, &instance, network)
     })
     .await
@@ -222,7 +259,7 @@ async fn trash(services: Arc<Services>, target: &Target) -> Result<(), StageErro
 }
 
 async fn remove_cgroups(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
-    let groups = target.resources.cgroups.clone();
+    let groups = groups(&services, target);
     on_own_thread("garden-cgroup", move || {
         for group in &groups {
             let Some(place) = place_of(group) else {

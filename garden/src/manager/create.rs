@@ -24,7 +24,7 @@ use crate::cgroup::{Group, Place};
 use crate::checks::{self, HealthRecord};
 use crate::container::exits::Exits;
 use crate::container::launch::{self, Passed, StartOrder};
-use crate::container::{self, Container, names, peas};
+use crate::container::{self, Container, INIT, names, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
 use crate::events::EventKind;
@@ -34,8 +34,6 @@ use crate::roots::Root;
 use crate::runtime::shim::{self, Event, Shim};
 use crate::services::{Services, lock, new_instance, now_ms};
 
-/// The supervisor's name for the init.
-pub(super) const INIT: &str = "init";
 /// How long an error waits for the undo of what had been made.
 const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -135,7 +133,7 @@ impl Manager {
             return Ok(services.depot.reserve(handle)?);
         };
         // Counted and taken under one lock: parallel creates do not exceed the limit.
-        let _one_at_a_time = lock(&self.0.containers);
+        let _one_at_a_time = lock(&self.0.reserving);
         if services.depot.names()?.len() >= most {
             return Err(Error::Exhausted("max containers reached".to_owned()));
         }
@@ -143,19 +141,20 @@ impl Manager {
     }
 
     /// The handle, so that a person finds the group; with a suffix while the group of an earlier
-    /// container of this handle is still being removed.
+    /// container of this handle is still being removed. Claims the name.
     fn cgroup_name(&self, handle: &Handle, instance: &str) -> String {
-        if self
-            .services()
-            .cgroups
-            .exists(&Place::Container(handle.as_str()))
-        {
-            let suffix = instance
-                .get(instance.len().saturating_sub(8)..)
-                .unwrap_or(instance);
-            return format!("{handle}.{suffix}");
+        let services = self.services();
+        let is_there = services.cgroups.exists(&Place::Container(handle.as_str()));
+        if !is_there && services.group_names.claim(handle.as_str(), instance) {
+            return handle.as_str().to_owned();
         }
-        handle.as_str().to_owned()
+        let suffix = instance
+            .get(instance.len().saturating_sub(8)..)
+            .unwrap_or(instance);
+        let name = format!("{handle}.{suffix}");
+        // Nobody else comes to this name: half of it is used once only.
+        let _ = services.group_names.claim(&name, instance);
+        name
     }
 
     async fn make(
@@ -215,6 +214,7 @@ impl Manager {
         let services = Arc::clone(services);
         let record = record.clone();
         let handle = handle.clone();
+        let root = Some(root);
         let container = Container::new(handle, dir, services, shim, exits, root, record, events);
         container::oom::watch(&container);
         Ok(container)

@@ -52,7 +52,7 @@ impl Manager {
     /// # Errors
     /// [`Error::ContainerNotFound`], and what the network refuses; nothing is changed then.
     pub async fn map_port(&self, handle: &Handle, wish: PortMapping) -> Result<PortMapping, Error> {
-        let container = self.find(handle)?;
+        let container = self.find_alive(handle).await?;
         let networks = self.services().networks.clone();
         // On a task of its own: what the kernel has must reach the record, whoever waits.
         let task = tokio::spawn(async move {
@@ -71,7 +71,7 @@ impl Manager {
     /// # Errors
     /// [`Error::ContainerNotFound`], and what the network refuses; nothing is changed then.
     pub async fn open_to(&self, handle: &Handle, rules: Vec<NetOutRule>) -> Result<(), Error> {
-        let container = self.find(handle)?;
+        let container = self.find_alive(handle).await?;
         let networks = self.services().networks.clone();
         let task = tokio::spawn(async move {
             if rules.is_empty() {
