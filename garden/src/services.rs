@@ -67,6 +67,8 @@ pub struct Options {
     pub id_ranges: Option<ids::Plan>,
     /// What the operator decides for all containers.
     pub policy: Policy,
+    /// Whether a server destroys what an earlier one left, before it serves.
+    pub destroy_on_start: bool,
 }
 
 impl Options {
@@ -91,6 +93,7 @@ impl Options {
             ids: ids::shared(1, None),
             id_ranges: None,
             policy: Policy::default(),
+            destroy_on_start: false,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The verbs, one module each: its flags and what it does.
 
 pub(crate) mod attach;
+pub(crate) mod cleanup;
 pub(crate) mod config;
 pub(crate) mod create;
 pub(crate) mod doctor;
@@ -20,7 +21,10 @@ pub(crate) mod rootfs;
 pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod server;
+mod server_guardian;
 mod server_limits;
+mod server_listen;
+pub(crate) mod setup;
 pub(crate) mod stop;
 pub(crate) mod stream_in;
 pub(crate) mod stream_out;
