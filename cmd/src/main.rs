@@ -10,6 +10,7 @@ mod failure;
 mod host;
 mod lab;
 mod logging;
+mod notify;
 mod progress;
 mod reach;
 mod registry;
@@ -24,8 +25,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    attach, config, create, doctor, events, exec, health, inspect, limits, ls, net_out, pea, port,
-    pull, repro, rm, rootfs, run, scale, server, stop, stream_in, stream_out, teardown, wait,
+    attach, cleanup, config, create, doctor, events, exec, health, inspect, limits, ls, net_out,
+    pea, port, pull, repro, rm, rootfs, run, scale, server, setup, stop, stream_in, stream_out,
+    teardown, wait,
 };
 use crate::reach::Target;
 
@@ -70,6 +72,8 @@ enum Verb {
     Repro(repro::ReproVerb),
     Server(server::ServerArgs),
     Config(config::ConfigVerb),
+    Setup(setup::SetupArgs),
+    Cleanup(cleanup::CleanupArgs),
 }
 
 fn main() -> ExitCode {
@@ -90,7 +94,10 @@ fn main() -> ExitCode {
     if let Verb::Config(args) = &mut cli.verb {
         args.explain(Cli::command(), &matches, &expanded);
     }
-    logging::start(matches!(cli.verb, Verb::Server(_)));
+    match &cli.verb {
+        Verb::Server(args) => logging::start_server(args.log_level()),
+        _ => logging::start(),
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -108,7 +115,8 @@ fn main() -> ExitCode {
 }
 
 async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
-    let target = cli.target;
+    let mut target = cli.target;
+    target.prepare()?;
     match cli.verb {
         Verb::Run(args) => run::run(&target, args).await,
         Verb::Create(args) => create::run(&target, &args).await,
@@ -134,6 +142,8 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Scale(args) => scale::run(args).await,
         Verb::Repro(verb) => repro::run(verb).await,
         Verb::Server(args) => server::run(&target, args).await,
-        Verb::Config(args) => config::run(&args),
+        Verb::Config(args) => config::run(&target, &args),
+        Verb::Setup(args) => setup::run(&target, args).await,
+        Verb::Cleanup(args) => cleanup::run(&target, args).await,
     }
 }

@@ -73,6 +73,8 @@ pub struct Options {
     pub network: network::Config,
     /// How long the steps of an end may take.
     pub ending: Ending,
+    /// Whether a server destroys what an earlier one left, before it serves.
+    pub destroy_on_start: bool,
 }
 
 /// How long the steps of an end may take before somebody is told.
@@ -122,6 +124,7 @@ impl Options {
             policy: Policy::default(),
             network: network::Config::default(),
             ending: Ending::default(),
+            destroy_on_start: false,
         }
     }
 }

@@ -196,6 +196,11 @@ impl<'w> Server<'w> {
         &self.socket
     }
 
+    /// Its pid; 0 when it does not run.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
     /// The number of files that it has open; 0 when it does not run.
     pub fn open_files(&self) -> usize {
         self.child

@@ -172,6 +172,11 @@ impl World {
         }
     }
 
+    /// What marks a process as this world's, so that it is swept away with it.
+    pub fn marks(&self) -> Vec<(&'static str, OsString)> {
+        self.env()
+    }
+
     /// What marks every process of this world.
     pub(crate) fn env(&self) -> Vec<(&'static str, OsString)> {
         vec![
@@ -181,7 +186,8 @@ impl World {
         ]
     }
 
-    pub(crate) fn program(&self) -> &Path {
+    /// The built program, for a test that starts it in a way of its own; with [`World::marks`].
+    pub fn program(&self) -> &Path {
         &self.program
     }
 

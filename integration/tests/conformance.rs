@@ -31,6 +31,16 @@ fn the_network() {
     });
 }
 
+#[test]
+fn what_the_description_of_the_api_says() {
+    check(|world| play(world, "test_schema"));
+}
+
+#[test]
+fn clients_that_no_server_should_have() {
+    check(|world| play(world, "test_abuse"));
+}
+
 /// Runs one of the modules against a server of its own.
 fn play(world: &World, module: &str) -> Result<()> {
     let server = world.server()?;
@@ -48,6 +58,7 @@ fn play_against(world: &World, module: &str, server: &Server<'_>) -> Result<()> 
         .env("GARDEN_CONFORMANCE_SOCKET", server.socket())
         .env("GARDEN_CONFORMANCE_IMAGE", image)
         .env("GARDEN_CONFORMANCE_DIR", world.directory())
+        .env("GARDEN_CONFORMANCE_PID", server.pid().to_string())
         .output()
         .context("running the client")?;
     let said = String::from_utf8_lossy(&output.stderr);

@@ -1,6 +1,7 @@
 //! The verbs, one module each: its flags and what it does.
 
 pub(crate) mod attach;
+pub(crate) mod cleanup;
 pub(crate) mod config;
 pub(crate) mod create;
 pub(crate) mod doctor;
@@ -23,8 +24,11 @@ pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod server;
 mod server_ends;
+mod server_guardian;
 mod server_limits;
+mod server_listen;
 mod server_network;
+pub(crate) mod setup;
 pub(crate) mod stop;
 pub(crate) mod stream_in;
 pub(crate) mod stream_out;

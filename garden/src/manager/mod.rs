@@ -120,6 +120,25 @@ impl Manager {
         Ok(manager)
     }
 
+    /// Makes what a manager needs on the host, as [`Manager::open`] would, and leaves it there.
+    ///
+    /// # Errors
+    /// As [`Manager::open`].
+    pub async fn prepare(options: Options) -> Result<(), Error> {
+        let made = tokio::task::spawn_blocking(move || {
+            let failed = |error| Error::host("cannot make the runtime directory", error);
+            std::fs::create_dir_all(&options.runtime_dir).map_err(failed)?;
+            open_blocking(&options).map(drop)
+        });
+        made.await
+            .map_err(|error| Error::host("cannot open the server's state", error))?
+    }
+
+    /// How much is waiting to be torn down, or is being.
+    pub fn teardown_depth(&self) -> usize {
+        self.services().queue().depth()
+    }
+
     /// Everything it uses.
     pub(crate) fn services(&self) -> &Arc<Services> {
         &self.0.services
@@ -144,6 +163,12 @@ impl Manager {
     pub fn handles(&self) -> Vec<Handle> {
         let all = self.0.table.all().into_iter();
         all.map(|(handle, _)| handle).collect()
+    }
+
+    /// All containers that are taken up, in no order.
+    pub(crate) fn all(&self) -> Vec<Arc<Container>> {
+        let all = self.0.table.all().into_iter();
+        all.filter_map(|(_, seat)| seat.ready()).collect()
     }
 
     /// Waits until nothing is left to take away; returns whether that came true in time.

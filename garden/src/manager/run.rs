@@ -399,6 +399,7 @@ fn log_exit(entry: &ProcessEntry, record: &ExitRecord) {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let exited = std::time::Duration::from_nanos(record.exited_at_ns);
     let took = now.unwrap_or_default().saturating_sub(exited);
+    crate::metrics::exit_told().record(took);
     tracing::debug!(
         process = %entry.id,
         pea = entry.pea,

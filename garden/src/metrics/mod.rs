@@ -8,10 +8,12 @@
 mod peas;
 pub(crate) mod throttle;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 pub(crate) use peas::{PeaIndex, Seat};
+
+use garden_peas::histogram::Histogram;
 
 use crate::cgroup::{Place, Usage};
 use crate::container::Container;
@@ -20,6 +22,15 @@ use crate::error::Error;
 use crate::model::{Metrics, NetworkMetrics, ProcessId};
 use crate::network::NetworkRecord;
 use crate::services::{Services, now_ms};
+
+/// From the moment a supervisor reaped a process until all its clients were told, of this process's
+/// whole life.
+static EXIT_TOLD: LazyLock<Histogram> = LazyLock::new(Histogram::default);
+
+/// How long exits take to be told.
+pub(crate) fn exit_told() -> &'static Histogram {
+    &EXIT_TOLD
+}
 
 /// Measures a container with everything in it.
 pub(crate) async fn of_container(container: &Container) -> Metrics {
