@@ -30,6 +30,7 @@ mod routes;
 mod server;
 mod session;
 mod socket;
+mod story;
 mod streams;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -42,3 +43,4 @@ pub use health::Checks;
 pub use own::{Peas, Ps, PsContainer};
 pub use server::{Listener, Options, Server};
 pub use socket::Socket;
+pub use story::LogList;

@@ -30,6 +30,7 @@ use crate::checks::Checks;
 use crate::depot::{ContainerDir, ContainerRecord, DepotError};
 use crate::error::Error;
 use crate::events::{EventKind, Log};
+use crate::logs::Logs;
 use crate::model::{Handle, ProcessId};
 use crate::runtime::shim::{Event, Shim};
 use crate::services::{Services, lock};
@@ -59,6 +60,8 @@ pub(crate) struct Container {
     pub(crate) checks: Checks,
     /// What happened to it last.
     pub(crate) log: Log,
+    /// What its processes wrote, where that is kept.
+    pub(crate) logs: Logs,
     told: oom::Told,
     throttled: AtomicBool,
     /// Taken by whoever changes its limits.
@@ -92,6 +95,7 @@ impl Container {
             destroying: AtomicBool::new(false),
             checks: Checks::default(),
             log: Log::default(),
+            logs: Logs::default(),
             told,
             throttled: AtomicBool::new(false),
             limits_turn: tokio::sync::Semaphore::new(1),
@@ -132,6 +136,8 @@ impl Container {
     /// Tells everybody who listens that something happened to it, or to a process in it.
     pub(crate) fn event(&self, kind: EventKind, process: Option<&ProcessId>) {
         let process = process.map(ProcessId::as_str);
+        let timelines = &self.services.timelines;
+        timelines.event(self.handle.as_str(), process, &kind);
         let events = &self.services.events;
         events.publish(self.handle.as_str(), process, kind, Some(&self.log));
     }
