@@ -10,6 +10,7 @@ mod failure;
 mod host;
 mod lab;
 mod logging;
+mod pod;
 mod progress;
 mod reach;
 mod registry;
@@ -24,8 +25,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    attach, config, create, doctor, events, exec, health, inspect, limits, ls, pea, pull, repro,
-    rm, rootfs, run, scale, server, stop, stream_in, stream_out, teardown, wait,
+    attach, completion, config, create, doctor, events, exec, health, inspect, limits, logs, ls,
+    pea, prop, ps, pull, repro, rm, rootfs, run, scale, server, shell, start, stats, stop,
+    stream_in, stream_out, teardown, timeline, top, up, version, wait,
 };
 use crate::reach::Target;
 
@@ -43,15 +45,27 @@ struct Cli {
 enum Verb {
     Run(run::RunArgs),
     Create(create::CreateArgs),
+    Start(start::StartArgs),
     Exec(exec::ExecArgs),
+    Shell(shell::ShellArgs),
     Attach(attach::AttachArgs),
+    #[command(visible_alias = "list")]
     Ls(ls::LsArgs),
+    Ps(ps::PsArgs),
+    Logs(logs::LogsArgs),
+    Timeline(timeline::TimelineArgs),
+    Up(up::UpArgs),
+    Down(up::DownArgs),
+    Top(top::TopArgs),
+    Stats(stats::StatsArgs),
     Inspect(inspect::InspectArgs),
     #[command(subcommand)]
     Health(health::HealthVerb),
     Events(events::EventsArgs),
     Wait(wait::WaitArgs),
     Limits(limits::LimitsArgs),
+    #[command(subcommand)]
+    Prop(prop::PropVerb),
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
@@ -68,6 +82,10 @@ enum Verb {
     Repro(repro::ReproVerb),
     Server(server::ServerArgs),
     Config(config::ConfigVerb),
+    Completion(completion::CompletionArgs),
+    #[command(hide = true)]
+    Man(completion::ManArgs),
+    Version(version::VersionArgs),
 }
 
 fn main() -> ExitCode {
@@ -110,6 +128,19 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
     match cli.verb {
         Verb::Run(args) => run::run(&target, args).await,
         Verb::Create(args) => create::run(&target, &args).await,
+        Verb::Logs(args) => logs::run(&target, args).await,
+        Verb::Timeline(args) => timeline::run(&target, &args).await,
+        Verb::Up(args) => up::up(&target, &args).await,
+        Verb::Down(args) => up::down(&target, &args).await,
+        Verb::Start(args) => start::run(&target, &args).await,
+        Verb::Shell(args) => shell::run(&target, args).await,
+        Verb::Ps(args) => ps::run(&target, args).await,
+        Verb::Top(args) => top::run(&target, &args).await,
+        Verb::Stats(args) => stats::run(&target, args).await,
+        Verb::Prop(verb) => prop::run(&target, verb).await,
+        Verb::Completion(args) => completion::complete(&args, Cli::command()),
+        Verb::Man(args) => completion::man(&args, Cli::command()),
+        Verb::Version(args) => version::run(&target, &args).await,
         Verb::Exec(args) => exec::run(&target, args).await,
         Verb::Attach(args) => attach::run(&target, args).await,
         Verb::Ls(args) => ls::run(&target, &args).await,
