@@ -5,7 +5,9 @@
 //! Exit codes are docker's: the process's own, 125 for a failure of Garden's, 126 and 127 for an
 //! executable that cannot be run or found, 2 for a command line that makes no sense.
 
+mod colour;
 mod commands;
+mod examples;
 mod failure;
 mod host;
 mod lab;
@@ -25,9 +27,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    attach, completion, config, create, doctor, events, exec, health, inspect, limits, logs, ls,
-    pea, prop, ps, pull, repro, rm, rootfs, run, scale, server, shell, start, stats, stop,
-    stream_in, stream_out, teardown, timeline, top, up, version, wait,
+    attach, completion, config, create, doctor, events, exec, health, images, inspect, limits,
+    logs, ls, pea, prop, ps, pull, repro, rm, rootfs, run, scale, server, shell, start, stats,
+    stop, stream_in, stream_out, teardown, timeline, top, up, version, wait,
 };
 use crate::reach::Target;
 
@@ -69,6 +71,7 @@ enum Verb {
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
+    Images(images::ImagesArgs),
     Rootfs(rootfs::RootfsArgs),
     Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
@@ -86,6 +89,22 @@ enum Verb {
     #[command(hide = true)]
     Man(completion::ManArgs),
     Version(version::VersionArgs),
+    #[command(hide = true)]
+    Examples(ExamplesArgs),
+}
+
+/// Print every example of the help, each behind its command
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  garden examples")]
+struct ExamplesArgs {}
+
+fn print_examples() -> anyhow::Result<u8> {
+    let lines: String = examples::all(&Cli::command())
+        .iter()
+        .map(|example| format!("{}\t{}\n", example.command, example.line))
+        .collect();
+    commands::print(&lines).map(|()| 0)
 }
 
 fn main() -> ExitCode {
@@ -132,6 +151,8 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Timeline(args) => timeline::run(&target, &args).await,
         Verb::Up(args) => up::up(&target, &args).await,
         Verb::Down(args) => up::down(&target, &args).await,
+        Verb::Images(args) => images::run(args).await,
+        Verb::Examples(_) => print_examples(),
         Verb::Start(args) => start::run(&target, &args).await,
         Verb::Shell(args) => shell::run(&target, args).await,
         Verb::Ps(args) => ps::run(&target, args).await,

@@ -19,7 +19,8 @@ pub(crate) struct Writer {
     instance: String,
     half: u64,
     number: u64,
-    file: File,
+    /// Absent while it is closed.
+    file: Option<File>,
     length: u64,
 }
 
@@ -62,7 +63,7 @@ impl Writer {
             instance: instance.to_owned(),
             half: most / 2,
             number,
-            file,
+            file: Some(file),
             length,
         })
     }
@@ -74,11 +75,21 @@ impl Writer {
             if let Some(before) = self.number.checked_sub(1) {
                 remove(&self.directory, &name(&self.instance, before));
             }
-            (self.file, self.number, self.length) = (next, self.number + 1, 0);
+            (self.file, self.number, self.length) = (Some(next), self.number + 1, 0);
         }
-        self.file.write_all(lines)?;
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => append_to(&self.directory, &name(&self.instance, self.number))?,
+        };
+        file.write_all(lines)?;
+        self.file = Some(file);
         self.length += lines.len() as u64;
         Ok(())
+    }
+
+    /// Holds no file any more until the next write.
+    pub(crate) fn close(&mut self) {
+        self.file = None;
     }
 }
 

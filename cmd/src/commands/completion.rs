@@ -10,10 +10,15 @@ use super::print;
 
 /// Print a script that completes command lines in a shell
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  garden completion bash > /etc/bash_completion.d/garden
-  garden completion zsh > /usr/local/share/zsh/site-functions/_garden
-  garden completion fish > ~/.config/fish/completions/garden.fish")]
+#[command(
+    after_help = "Bash looks for it as /etc/bash_completion.d/garden, fish as
+~/.config/fish/completions/garden.fish, and zsh as _garden in a directory of $fpath.
+
+Examples:
+  garden completion bash > garden
+  garden completion zsh > _garden
+  garden completion fish > garden.fish"
+)]
 pub(crate) struct CompletionArgs {
     /// The shell
     #[arg(value_name = "SHELL")]

@@ -9,6 +9,7 @@ pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod health;
 pub(crate) mod health_args;
+pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod limits;
 pub(crate) mod logs;

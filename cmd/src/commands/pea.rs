@@ -64,6 +64,8 @@ pub(crate) struct RunArgs {
 
 /// List the running sidecars of a container
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  garden pea ls web")]
 pub(crate) struct LsArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]

@@ -145,6 +145,7 @@ impl Manager {
     /// Ends the teardown workers, leaving what is not done on file. Containers run on.
     pub async fn close(&self, grace: std::time::Duration) {
         self.services().queue().shutdown(grace).await;
+        self.services().timelines.close().await;
         self.services().zygote.close().await;
     }
 

@@ -13,42 +13,51 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use super::{CREATE, DESTROYED, Line, Part};
+use super::{CREATE, DESTROYED, Line, Part, Told};
 use crate::ring::{self, Reader, Writer};
 
 /// How long a container's timeline outlives it.
 const KEPT: Duration = Duration::from_secs(3600);
 /// Timelines of containers that are gone.
 const MOST_GONE: usize = 500;
-/// Files that are kept open.
-const MOST_OPEN: usize = 64;
-
 /// What the thread owns.
 pub(super) struct Keeper {
-    directory: PathBuf,
+    path: PathBuf,
+    /// Open once it is there.
+    directory: Option<Arc<OwnedFd>>,
     most: u64,
-    open: HashMap<String, Writer>,
+    writers: HashMap<String, Writer>,
     gone: VecDeque<(Instant, String)>,
     complained: bool,
 }
 
 impl Keeper {
-    pub(super) fn new(directory: PathBuf, most: u64) -> Self {
-        Self {
-            directory,
+    /// Makes the directory and takes over what is in it.
+    pub(super) fn new(path: PathBuf, most: u64) -> Self {
+        let mut keeper = Self {
+            path,
+            directory: None,
             most,
-            open: HashMap::new(),
+            writers: HashMap::new(),
             gone: VecDeque::new(),
             complained: false,
+        };
+        if let Err(error) = keeper.take_over() {
+            keeper.complain(&error);
         }
+        keeper
     }
 
-    /// Works until the queue's last sender is gone.
-    pub(super) fn run(mut self, lines: &Receiver<(String, Line)>) {
-        if let Err(error) = self.take_over() {
-            self.complain(&error);
-        }
-        while let Ok((handle, line)) = lines.recv() {
+    /// Works until the queue's last sender is gone, or it is told to end.
+    pub(super) fn run(mut self, told: &Receiver<Told>) {
+        while let Ok(told) = told.recv() {
+            let (handle, line) = match told {
+                Told::Line(handle, line) => (handle, line),
+                Told::End(done) => {
+                    let _ = done.send(());
+                    return;
+                }
+            };
             if let Err(error) = self.keep(&handle, &line) {
                 self.complain(&error);
             }
@@ -61,8 +70,9 @@ impl Keeper {
 
     /// What an earlier server left is given its time from now on; who lives says so by a line.
     fn take_over(&mut self) -> io::Result<()> {
-        std::fs::create_dir_all(&self.directory)?;
-        for entry in std::fs::read_dir(&self.directory)?.flatten() {
+        std::fs::create_dir_all(&self.path)?;
+        self.directory()?;
+        for entry in std::fs::read_dir(&self.path)?.flatten() {
             let name = entry.file_name();
             let handle = name.to_str().and_then(|name| name.rsplit_once('.'));
             if let Some((handle, _)) = handle {
@@ -77,19 +87,25 @@ impl Keeper {
         if begins || line.step == "found" {
             self.gone.retain(|(_, gone)| gone != handle);
         }
-        if self.open.len() >= MOST_OPEN && !self.open.contains_key(handle) {
-            self.open.clear();
-        }
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
-        if let Some(writer) = self.open.get_mut(handle) {
-            return writer.write(&bytes);
-        }
-        let directory = open(&self.directory)?;
-        let mut writer = Writer::open(directory, handle, self.most)?;
+        let mut writer = match self.writers.remove(handle) {
+            Some(writer) => writer,
+            None => Writer::open(self.directory()?, handle, self.most)?,
+        };
         writer.write(&bytes)?;
-        self.open.insert(handle.to_owned(), writer);
+        // A file for each container would be too many.
+        writer.close();
+        self.writers.insert(handle.to_owned(), writer);
         Ok(())
+    }
+
+    fn directory(&mut self) -> io::Result<Arc<OwnedFd>> {
+        if let Some(directory) = &self.directory {
+            return Ok(Arc::clone(directory));
+        }
+        let opened = open(&self.path)?;
+        Ok(Arc::clone(self.directory.insert(opened)))
     }
 
     fn expire(&mut self, now: Instant) {
@@ -99,8 +115,8 @@ impl Keeper {
                 return;
             }
             if let Some((_, handle)) = self.gone.pop_front() {
-                self.open.remove(&handle);
-                if let Ok(directory) = open(&self.directory) {
+                self.writers.remove(&handle);
+                if let Ok(directory) = self.directory() {
                     ring::remove_all(&directory, &handle);
                 }
             }

@@ -16,6 +16,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::events::EventKind;
 use crate::workers::Workers;
@@ -23,6 +24,8 @@ use keeper::Keeper;
 
 /// Lines that may wait to be written before some are lost.
 const WAITING: usize = 4096;
+/// How long the end waits for what is to be written.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of one container.
 const MOST_BYTES: u64 = 128 << 10;
 
@@ -103,8 +106,17 @@ impl Timeline {
 /// Where lines go.
 #[derive(Debug, Clone)]
 pub(crate) struct Timelines {
-    queue: SyncSender<(String, Line)>,
+    queue: SyncSender<Told>,
     directory: PathBuf,
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+enum Told {
+    /// A line of a container.
+    Line(String, Line),
+    /// To end, and to say so.
+    End(oneshot::Sender<()>),
 }
 
 /// A moment from which a step is measured.
@@ -146,9 +158,17 @@ impl Timelines {
         Ok(Self { queue, directory })
     }
 
+    /// Ends the thread: nothing is written when this returns, nor after it.
+    pub(crate) async fn close(&self) {
+        let (done, ended) = oneshot::channel();
+        if self.queue.try_send(Told::End(done)).is_ok() {
+            let _ = tokio::time::timeout(CLOSE_PATIENCE, ended).await;
+        }
+    }
+
     fn tell(&self, handle: &str, line: Line) {
         // Full: something of a container's story is lost, but nothing waits for it.
-        let _ = self.queue.try_send((handle.to_owned(), line));
+        let _ = self.queue.try_send(Told::Line(handle.to_owned(), line));
     }
 
     /// A container is being made.

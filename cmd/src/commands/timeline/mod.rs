@@ -18,6 +18,7 @@ use rustix::termios::tcgetwinsize;
 
 use self::rows::{Axis, Row, duration};
 use super::{print, print_json};
+use crate::colour::{self, Tone};
 use crate::reach::Target;
 use crate::{streams, values};
 
@@ -110,9 +111,14 @@ fn now_us() -> u64 {
     u64::try_from(now.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The name of a row.
+/// The name of a row. Of a generated name the first part is enough.
 fn label(row: &Row) -> String {
     match &row.process {
+        Some(process)
+            if process.len() == 36 && process.bytes().filter(|b| *b == b'-').count() == 4 =>
+        {
+            format!("{}: {}", process.get(..8).unwrap_or_default(), row.step)
+        }
         Some(process) => format!("{process}: {}", row.step),
         None => row.step.clone(),
     }
@@ -172,12 +178,17 @@ fn bar(row: &Row, axis: &Axis, room: usize) -> String {
     )]
     let column = |time| (axis.place(time) * (room - 1) as f64).round() as usize;
     let (from, to) = (column(row.from_us), column(row.to_us));
+    let tone = match row.step.as_str() {
+        "process" | "pea" => Tone::Good,
+        step if step.starts_with("teardown") => Tone::Odd,
+        _ => Tone::Faint,
+    };
     let body = match (row.moment, row.open) {
         (true, _) => "◆".to_owned(),
         (false, false) => "█".repeat(to - from + 1),
         (false, true) => format!("{}▶", "█".repeat(to - from)),
     };
-    format!("{}{body}", " ".repeat(from))
+    format!("{}{}", " ".repeat(from), colour::paint(&body, tone))
 }
 
 #[cfg(test)]
