@@ -130,6 +130,19 @@ pub(crate) fn assignment(text: &str) -> Result<String, String> {
     }
 }
 
+/// `K=V`, or only `K` for what this command's own environment has.
+pub(crate) fn environment(text: &str) -> Result<String, String> {
+    if text.contains('=') || text.is_empty() {
+        return assignment(text);
+    }
+    match std::env::var(text) {
+        Ok(value) => Ok(format!("{text}={value}")),
+        Err(_) => Err(format!(
+            "this command's own environment has no {text} to pass on: write {text}=VALUE"
+        )),
+    }
+}
+
 /// A container's name.
 pub(crate) fn handle(text: &str) -> Result<Handle, IdError> {
     text.parse()

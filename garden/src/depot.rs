@@ -9,9 +9,11 @@
 //!     shim.sock                             its supervisor
 //!     processes/<instance>.json             one record per process or pea
 //!     processes/<instance>.exit             written by the supervisor when it has ended
+//!     logs/                                 what processes wrote, where that is kept
 //! <runtime>/gone/<instance>/                what was a container's directory, until torn down
 //! <runtime>/teardown/                       the queue's jobs
 //! <runtime>/starts                          how many servers there were
+//! <runtime>/timeline/                       how long what took, also of containers that are gone
 //! ```
 //!
 //! On a tmpfs (nothing in it is meant to outlive a boot), so writing means renaming into place

@@ -364,6 +364,9 @@ pub struct ContainerSpec {
     pub properties: BTreeMap<String, String>,
     /// No user namespace, all capabilities, no seccomp filter.
     pub privileged: bool,
+    /// Nothing can be written to its root filesystem; bind mounts are as they say.
+    #[serde(default)]
+    pub read_only: bool,
     /// Limits.
     pub limits: Limits,
     /// How long it may be unused before it is destroyed; `None` is for ever.
@@ -458,6 +461,9 @@ pub struct ProcessSpec {
     pub pids: Option<u64>,
     /// For a pea: host paths inside it.
     pub bind_mounts: Vec<BindMount>,
+    /// How many bytes of its last output are kept for whoever asks later; `None` keeps nothing.
+    #[serde(default)]
+    pub log_bytes: Option<u64>,
     /// It is a run of a health check: it has a group of its own, and nothing of it stays. Only the
     /// manager itself says so.
     #[serde(skip)]

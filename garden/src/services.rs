@@ -27,6 +27,7 @@ use crate::network::{self, Networks};
 use crate::policy::Policy;
 use crate::roots::{Root, Roots, Wanted};
 use crate::runtime::zygote::Zygote;
+use crate::timeline::Timelines;
 use crate::workers::Workers;
 
 /// How a server is set up.
@@ -168,6 +169,8 @@ pub(crate) struct Services {
     pub(crate) queue: OnceLock<Queue>,
     /// What happens, for whoever listens.
     pub(crate) events: Events,
+    /// How long it takes, for whoever looks.
+    pub(crate) timelines: Timelines,
     /// From the end of a health check that changed something to the news of it.
     pub(crate) health_latency: Histogram,
 }
@@ -190,6 +193,7 @@ impl Services {
         let threads = |error| Error::host("cannot start worker threads", error);
         let layouts = options.runtime_dir.join("layouts");
         let starts = depot.count_start()?;
+        let timelines = Timelines::start(&options.runtime_dir).map_err(threads)?;
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Ok(Self {
             roots: Arc::new(Roots::new(store, options.plugins.clone(), layouts)),
@@ -205,6 +209,7 @@ impl Services {
             pea_index: crate::metrics::PeaIndex::default(),
             usage: Workers::start("garden-usage", 2).map_err(threads)?,
             privileged_capabilities: bundle::held_by_host(&status),
+            timelines,
             pods: Mutex::default(),
             group_names: GroupNames::default(),
             plugins: Workers::start("garden-plugins", 8).map_err(threads)?,

@@ -32,6 +32,7 @@ use crate::checks::Checks;
 use crate::depot::{ContainerDir, ContainerRecord, DepotError};
 use crate::error::Error;
 use crate::events::{EventKind, Log};
+use crate::logs::Logs;
 use crate::model::{Handle, ProcessId};
 use crate::runtime::shim::{Event, Shim};
 use crate::services::{Services, lock};
@@ -64,6 +65,8 @@ pub(crate) struct Container {
     pub(crate) checks: Checks,
     /// What happened to it last.
     pub(crate) log: Log,
+    /// What its processes wrote, where that is kept.
+    pub(crate) logs: Logs,
     told: oom::Told,
     throttled: AtomicBool,
     /// Taken by whoever changes its limits.
@@ -100,6 +103,7 @@ impl Container {
             lost: AtomicBool::new(false),
             checks: Checks::default(),
             log: Log::default(),
+            logs: Logs::default(),
             told,
             throttled: AtomicBool::new(false),
             limits_turn: tokio::sync::Semaphore::new(1),
@@ -147,6 +151,8 @@ impl Container {
 
     /// The same, of a process that may be known by its name only.
     pub(crate) fn event_of(&self, kind: EventKind, process: Option<&str>) {
+        let timelines = &self.services.timelines;
+        timelines.event(self.handle.as_str(), process, &kind);
         let events = &self.services.events;
         events.publish(self.handle.as_str(), process, kind, Some(&self.log));
         self.log.keep(&self.dir);

@@ -14,6 +14,7 @@ use crate::checks::{CheckSpec, HealthStatus};
 use crate::depot::ContainerRecord;
 use crate::error::Error;
 use crate::events::{EventFilter, EventStream};
+use crate::logs::{LogInfo, LogStream};
 use crate::metrics;
 use crate::model::{
     Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
@@ -21,6 +22,7 @@ use crate::model::{
     TeardownJob, TeardownStage, TeardownStatus,
 };
 use crate::process::Attachment;
+use crate::timeline::Timeline;
 
 const STATE: &str = "garden.state";
 const GRACE_TIME: &str = "garden.grace-time";
@@ -230,6 +232,27 @@ impl Backend for Manager {
 
     async fn events(&self, filter: EventFilter) -> Result<EventStream, Error> {
         Ok(self.event_stream(filter).await)
+    }
+
+    async fn logs(&self, handle: &Handle) -> Result<Vec<LogInfo>, Error> {
+        Ok(self.find(handle).await?.logs.list())
+    }
+
+    async fn log(
+        &self,
+        handle: &Handle,
+        process: &ProcessId,
+        follow: bool,
+    ) -> Result<LogStream, Error> {
+        let container = self.find(handle).await?;
+        let (directory, threads) = (container.dir.fd(), &self.services().files);
+        container.logs.read(directory, threads, process, follow)
+    }
+
+    async fn timeline(&self, handle: &Handle) -> Result<Timeline, Error> {
+        let services = self.services();
+        let read = services.timelines.read(&services.files, handle.as_str());
+        (read.await).ok_or_else(|| Error::ContainerNotFound(handle.clone()))
     }
 
     async fn teardown(&self) -> Result<TeardownStatus, Error> {

@@ -200,6 +200,7 @@ impl Manager {
     pub async fn close(&self, grace: std::time::Duration) {
         self.services().queue().shutdown(grace).await;
         self.services().networks.settle(grace).await;
+        self.services().timelines.close().await;
         self.services().zygote.close().await;
     }
 
