@@ -12,6 +12,7 @@ mod failure;
 mod host;
 mod lab;
 mod logging;
+mod notify;
 mod pod;
 mod progress;
 mod reach;
@@ -27,9 +28,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    attach, completion, config, create, doctor, events, exec, health, images, inspect, limits,
-    logs, ls, pea, prop, ps, pull, repro, rm, rootfs, run, scale, server, shell, start, stats,
-    stop, stream_in, stream_out, teardown, timeline, top, up, version, wait,
+    attach, cleanup, completion, config, create, doctor, events, exec, health, images, inspect,
+    limits, logs, ls, net_out, pea, port, prop, ps, pull, repro, rm, rootfs, run, scale, server,
+    setup, shell, start, stats, stop, stream_in, stream_out, teardown, timeline, top, up, version,
+    wait,
 };
 use crate::reach::Target;
 
@@ -66,6 +68,8 @@ enum Verb {
     Events(events::EventsArgs),
     Wait(wait::WaitArgs),
     Limits(limits::LimitsArgs),
+    Port(port::PortArgs),
+    NetOut(net_out::NetOutArgs),
     #[command(subcommand)]
     Prop(prop::PropVerb),
     Stop(stop::StopArgs),
@@ -85,6 +89,8 @@ enum Verb {
     Repro(repro::ReproVerb),
     Server(server::ServerArgs),
     Config(config::ConfigVerb),
+    Setup(setup::SetupArgs),
+    Cleanup(cleanup::CleanupArgs),
     Completion(completion::CompletionArgs),
     #[command(hide = true)]
     Man(completion::ManArgs),
@@ -125,7 +131,10 @@ fn main() -> ExitCode {
     if let Verb::Config(args) = &mut cli.verb {
         args.explain(Cli::command(), &matches, &expanded);
     }
-    logging::start(matches!(cli.verb, Verb::Server(_)));
+    match &cli.verb {
+        Verb::Server(args) => logging::start_server(args.log_level()),
+        _ => logging::start(),
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -143,7 +152,8 @@ fn main() -> ExitCode {
 }
 
 async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
-    let target = cli.target;
+    let mut target = cli.target;
+    target.prepare()?;
     match cli.verb {
         Verb::Run(args) => run::run(&target, args).await,
         Verb::Create(args) => create::run(&target, &args).await,
@@ -170,6 +180,8 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Events(args) => events::run(&target, args).await,
         Verb::Wait(args) => wait::run(&target, args).await,
         Verb::Limits(args) => limits::run(&target, &args).await,
+        Verb::Port(args) => port::run(&target, &args).await,
+        Verb::NetOut(args) => net_out::run(&target, args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,
         Verb::Rm(args) => rm::run(&target, &args).await,
         Verb::Pull(args) => pull::run(&target, args).await,
@@ -182,6 +194,8 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Scale(args) => scale::run(args).await,
         Verb::Repro(verb) => repro::run(verb).await,
         Verb::Server(args) => server::run(&target, args).await,
-        Verb::Config(args) => config::run(&args),
+        Verb::Config(args) => config::run(&target, &args),
+        Verb::Setup(args) => setup::run(&target, args).await,
+        Verb::Cleanup(args) => cleanup::run(&target, args).await,
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use garden::model::{BindMount, ContainerSpec, DiskLimit, DiskScope, Handle, Limits};
+use garden::model::{BindMount, ContainerSpec, DiskLimit, DiskScope, Handle, Limits, PortMapping};
 
 use super::health_args::HealthArgs;
 use super::limits::ShareArgs;
@@ -53,6 +53,12 @@ pub(crate) struct ContainerArgs {
     /// Host path inside the container, writable unless `:ro`; repeatable
     #[arg(long, short, value_name = "SRC:DST[:ro|rw]", value_parser = values::volume)]
     volume: Vec<BindMount>,
+    /// Address or subnet of its own, outside of the server's pool, like 10.1.0.0/24
+    #[arg(long, value_name = "CIDR")]
+    network: Option<String>,
+    /// Lead a port of the host to one of the container; an empty one of the host is any; repeatable
+    #[arg(long, short, value_name = "HOST:CONTAINER", value_parser = values::port)]
+    publish: Vec<PortMapping>,
     /// Free text by key, kept with the container; repeatable
     #[arg(long, value_name = "K=V", value_parser = values::assignment)]
     property: Vec<String>,
@@ -116,6 +122,8 @@ impl ContainerArgs {
                 .collect(),
             grace_time: self.grace_time.map(std::time::Duration::from_secs),
             privileged: self.privileged,
+            network: self.network.clone(),
+            net_in: self.publish.clone(),
             read_only: self.read_only,
             limits: self.share.add_to(Limits {
                 memory_bytes: self.memory,

@@ -1,6 +1,7 @@
 //! The verbs, one module each: its flags and what it does.
 
 pub(crate) mod attach;
+pub(crate) mod cleanup;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod create;
@@ -14,7 +15,9 @@ pub(crate) mod inspect;
 pub(crate) mod limits;
 pub(crate) mod logs;
 pub(crate) mod ls;
+pub(crate) mod net_out;
 pub(crate) mod pea;
+pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod prop;
 pub(crate) mod ps;
@@ -25,7 +28,12 @@ pub(crate) mod rootfs;
 pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod server;
+mod server_ends;
+mod server_guardian;
 mod server_limits;
+mod server_listen;
+mod server_network;
+pub(crate) mod setup;
 pub(crate) mod shell;
 pub(crate) mod start;
 pub(crate) mod stats;

@@ -38,7 +38,7 @@ pub(crate) async fn run(target: &Target, args: &VersionArgs) -> Result<u8> {
         api: "v1",
         oci_runtime: "1.2",
         kernel: kernel.release().to_string_lossy().into_owned(),
-        server: server.map(|client| client.socket().display().to_string()),
+        server: server.map(|client| client.address().to_string()),
     };
     if args.json {
         print_json(&version)?;

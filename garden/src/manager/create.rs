@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! reserve the handle ─▶ record `creating` ─▶ ┬ root filesystem ┐
-//!                                            ├ cgroup          ├─▶ init ─▶ cpu share ─▶ record
-//!                                            └ shim            ┘                        `created`
+//!                                            ├ cgroup          ├─▶ init ─▶ network ─▶ cpu share
+//!                                            └ shim            ┘               ─▶ record `created`
 //! ```
 //!
 //! A failure anywhere hands what there is to the teardown queue, waits for it a while, and only
@@ -24,7 +24,7 @@ use crate::cgroup::{Group, Place};
 use crate::checks::{self, HealthRecord};
 use crate::container::exits::Exits;
 use crate::container::launch::{self, Passed, StartOrder};
-use crate::container::{self, Container, names, peas};
+use crate::container::{self, Container, INIT, names, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
 use crate::events::EventKind;
@@ -35,8 +35,6 @@ use crate::runtime::shim::{self, Event, Shim};
 use crate::services::{Services, lock, new_instance, now_ms};
 use crate::timeline;
 
-/// The supervisor's name for the init.
-pub(super) const INIT: &str = "init";
 /// How long an error waits for the undo of what had been made.
 const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -69,6 +67,7 @@ impl Manager {
         }
         let image = self.image_of(&spec)?;
         services.cgroups.check(&spec.limits)?;
+        services.networks.check(&spec)?;
         spec.image = Some(image.clone());
         let checks = std::mem::take(&mut spec.checks);
         checks::spec::validate_all(&checks)?;
@@ -138,7 +137,7 @@ impl Manager {
             return Ok(services.depot.reserve(handle)?);
         };
         // Counted and taken under one lock: parallel creates do not exceed the limit.
-        let _one_at_a_time = lock(&self.0.containers);
+        let _one_at_a_time = lock(&self.0.reserving);
         if services.depot.names()?.len() >= most {
             return Err(Error::Exhausted("max containers reached".to_owned()));
         }
@@ -146,19 +145,20 @@ impl Manager {
     }
 
     /// The handle, so that a person finds the group; with a suffix while the group of an earlier
-    /// container of this handle is still being removed.
+    /// container of this handle is still being removed. Claims the name.
     fn cgroup_name(&self, handle: &Handle, instance: &str) -> String {
-        if self
-            .services()
-            .cgroups
-            .exists(&Place::Container(handle.as_str()))
-        {
-            let suffix = instance
-                .get(instance.len().saturating_sub(8)..)
-                .unwrap_or(instance);
-            return format!("{handle}.{suffix}");
+        let services = self.services();
+        let is_there = services.cgroups.exists(&Place::Container(handle.as_str()));
+        if !is_there && services.group_names.claim(handle.as_str(), instance) {
+            return handle.as_str().to_owned();
         }
-        handle.as_str().to_owned()
+        let suffix = instance
+            .get(instance.len().saturating_sub(8)..)
+            .unwrap_or(instance);
+        let name = format!("{handle}.{suffix}");
+        // Nobody else comes to this name: half of it is used once only.
+        let _ = services.group_names.claim(&name, instance);
+        name
     }
 
     async fn make(
@@ -207,6 +207,8 @@ impl Manager {
         let started = self.start_init(handle, (record, &dir), &shim, rootfs, group);
         let pid = stage((services, handle), "init", started).await?;
         let root = open_root(pid)?;
+        let connected = self.connect(handle, &dir, record, pid);
+        stage((services, handle), "network", connected).await?;
         let place = Place::Container(&record.cgroup);
         if services.cgroups.is_incomplete(&place, &record.spec.limits) {
             let cgroups = services.cgroups.clone();
@@ -222,6 +224,7 @@ impl Manager {
         let services = Arc::clone(services);
         let record = record.clone();
         let handle = handle.clone();
+        let root = Some(root);
         let container = Container::new(handle, dir, services, shim, exits, root, record, events);
         container::oom::watch(&container);
         Ok(container)
@@ -247,7 +250,7 @@ impl Manager {
         let directory = dir.fd().try_clone_to_owned();
         let directory =
             directory.map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
-        let (name, ids) = (hostname.clone(), record.ids.clone());
+        let (name, ids) = (handle.clone(), record.ids.clone());
         let shared = Arc::clone(services);
         let opened = services.files.run(move || {
             let mut passed = Passed::default();

@@ -1,6 +1,5 @@
 //! Running processes and peas in a container.
 
-use std::os::fd::AsFd as _;
 use std::sync::{Arc, OnceLock};
 
 use garden_peas::parts::{Order, PeaName};
@@ -38,7 +37,7 @@ impl Manager {
         handle: &Handle,
         spec: ProcessSpec,
     ) -> Result<Attachment, Error> {
-        let container = self.find(handle)?;
+        let container = self.find_alive(handle).await?;
         if container.is_destroying() {
             return Err(Error::BeingDestroyed(handle.clone()));
         }
@@ -74,8 +73,12 @@ impl Manager {
     ///
     /// # Errors
     /// [`Error::ContainerNotFound`], [`Error::ProcessNotFound`].
-    pub fn attach_process(&self, handle: &Handle, id: &ProcessId) -> Result<Attachment, Error> {
-        let container = self.find(handle)?;
+    pub async fn attach_process(
+        &self,
+        handle: &Handle,
+        id: &ProcessId,
+    ) -> Result<Attachment, Error> {
+        let container = self.find(handle).await?;
         let entry = container
             .process(id)
             .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
@@ -231,6 +234,9 @@ pub(super) fn follow_exec(
             if let (true, Some(container)) = (record.out_of_memory, container.upgrade()) {
                 tell_out_of_memory(&container, &entry, false).await;
             }
+            if exits::is_unknown(&record) {
+                return entry.lose();
+            }
             entry.announce(exit_of(&record)).await;
             if let Some(container) = container.upgrade() {
                 let (code, oom) = (record.code, record.out_of_memory);
@@ -261,6 +267,9 @@ fn follow_check(
     tokio::spawn(async move {
         if let Some(record) = exits::wait(exit).await {
             tear_down_check(&container, &entry);
+            if exits::is_unknown(&record) {
+                return entry.lose();
+            }
             entry.reaped(record.exited_at_ns);
             entry.announce(exit_of(&record)).await;
         }
@@ -297,7 +306,7 @@ async fn prepare(
     let (cgroup, limits) = (record.cgroup.clone(), record.spec.limits.clone());
     let devices = Services::devices(record.spec.privileged);
     let prepared = files.run(move || {
-        let user = users::resolve(container.root.as_fd(), user.as_deref().unwrap_or_default())?;
+        let user = users::resolve(container.root()?, user.as_deref().unwrap_or_default())?;
         let group = match &instance {
             None => services.cgroups.open_container(&cgroup, &limits, devices)?,
             Some(instance) => {
@@ -391,6 +400,9 @@ pub(super) fn follow_pea(
             if let (Some(container), true) = (&container, record.out_of_memory) {
                 tell_out_of_memory(container, &entry, own_limits).await;
             }
+            if exits::is_unknown(&record) {
+                return entry.lose();
+            }
             entry.reaped(record.exited_at_ns);
             entry.announce(exit_of(&record)).await;
             let told = container
@@ -432,6 +444,7 @@ fn log_exit(entry: &ProcessEntry, record: &ExitRecord) {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let exited = std::time::Duration::from_nanos(record.exited_at_ns);
     let took = now.unwrap_or_default().saturating_sub(exited);
+    crate::metrics::exit_told().record(took);
     tracing::debug!(
         process = %entry.id,
         pea = entry.pea,

@@ -218,6 +218,7 @@ impl Timelines {
             EventKind::Found => ("found", Part::Moment, "by a server that started".to_owned()),
             EventKind::Stopped => ("stopped", Part::Moment, String::new()),
             EventKind::Destroyed => (DESTROYED, Part::Moment, String::new()),
+            EventKind::InitDied => ("init died", Part::Moment, String::new()),
             EventKind::SupervisorDied => ("supervisor died", Part::Moment, String::new()),
             EventKind::Health { to, reason, .. } => {
                 ("health", Part::Moment, format!("{to}: {reason}"))

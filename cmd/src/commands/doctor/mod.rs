@@ -112,6 +112,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("cgroup controllers", system::controllers),
     ("user namespaces", system::user_namespaces),
     ("seccomp", system::seccomp),
+    ("forwarding", system::forwarding),
     ("store", store::place),
     ("overlay", store::overlay),
     ("volatile mounts", store::volatile),
