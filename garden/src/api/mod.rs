@@ -37,7 +37,7 @@ pub(crate) mod testing;
 mod tests;
 pub(crate) mod wire;
 
-pub use backend::{Backend, CpuScale, Filters, StreamIn, TarStream};
+pub use backend::{Backend, CpuScale, FilesOut, Filters, StreamIn, TarStream};
 pub use health::Checks;
 pub use own::{Peas, Ps, PsContainer};
 pub use server::{Listener, Options, Server};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Manager, files};
-use crate::api::{Backend, CpuScale, Filters, StreamIn, TarStream};
+use crate::api::{Backend, CpuScale, FilesOut, Filters, StreamIn, TarStream};
 use crate::checks::{CheckSpec, HealthStatus};
 use crate::container::Container;
 use crate::error::Error;
@@ -125,13 +125,8 @@ impl Backend for Manager {
         files::stream_in(&self.find(handle)?, files).await
     }
 
-    async fn stream_out(
-        &self,
-        handle: &Handle,
-        user: &str,
-        source: &str,
-    ) -> Result<TarStream, Error> {
-        files::stream_out(&self.find(handle)?, user, source).await
+    async fn stream_out(&self, handle: &Handle, files: FilesOut) -> Result<TarStream, Error> {
+        files::stream_out(&self.find(handle)?, files).await
     }
 
     async fn properties(&self, handle: &Handle) -> Result<BTreeMap<String, String>, Error> {
