@@ -24,8 +24,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    attach, config, create, doctor, events, exec, health, inspect, limits, ls, pea, pull, repro,
-    rm, rootfs, run, scale, server, stop, stream_in, stream_out, teardown, wait,
+    attach, config, cp, create, doctor, events, exec, health, inspect, limits, ls, pea, pull,
+    repro, rm, rootfs, run, scale, server, stop, stream_in, stream_out, teardown, wait,
 };
 use crate::reach::Target;
 
@@ -59,6 +59,7 @@ enum Verb {
     Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
     Pea(pea::PeaVerb),
+    Cp(cp::CpArgs),
     StreamIn(stream_in::StreamInArgs),
     StreamOut(stream_out::StreamOutArgs),
     #[command(subcommand)]
@@ -124,6 +125,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Rootfs(args) => Ok(rootfs::run_after_flags(args)),
         Verb::Doctor(args) => doctor::run(args).await,
         Verb::Pea(verb) => pea::run(&target, verb).await,
+        Verb::Cp(args) => cp::run(&target, &args).await,
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
         Verb::StreamOut(args) => stream_out::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,
