@@ -9,9 +9,11 @@
 //!     shim.sock                             its supervisor
 //!     processes/<instance>.json             one record per process or pea
 //!     processes/<instance>.exit             written by the supervisor when it has ended
+//!     logs/                                 what processes wrote, where that is kept
 //! <runtime>/gone/<instance>/                what was a container's directory, until torn down
 //! <runtime>/teardown/                       the queue's jobs
 //! <runtime>/starts                          how many servers there were
+//! <runtime>/timeline/                       how long what took, also of containers that are gone
 //! ```
 //!
 //! On a tmpfs (nothing in it is meant to outlive a boot), so writing means renaming into place
@@ -30,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::IdRange;
 use crate::checks::HealthRecord;
 use crate::model::{ContainerSpec, Handle, ProcessId};
+use crate::network::NetworkRecord;
 
 /// The version of the records.
 const VERSION: u32 = 1;
@@ -115,6 +118,9 @@ pub struct ContainerRecord {
     /// How many kills for want of memory in its cgroup have been told as events.
     #[serde(default)]
     pub oom_kills: u64,
+    /// What it has of the network.
+    #[serde(default)]
+    pub network: NetworkRecord,
     /// Whether its limits are just being changed: the kernel may have some of the old ones.
     #[serde(default)]
     pub limits_pending: bool,
@@ -136,6 +142,7 @@ impl ContainerRecord {
             events: Vec::new(),
             init_pid: 0,
             oom_kills: 0,
+            network: NetworkRecord::default(),
             limits_pending: false,
         }
     }
@@ -317,7 +324,8 @@ impl Depot {
         self.root.join("gone").join(instance)
     }
 
-    /// The record in a retired directory, and whose it was.
+    /// The record in a retired directory, and whose it was; `None` when there is none, or none that
+    /// can be read.
     pub fn gone_record(&self, name: &str) -> Option<(Handle, ContainerRecord)> {
         let directory = open_dir(self.gone.as_fd(), name, &self.gone(name)).ok()?;
         let record: ContainerRecord = read_json(directory.as_fd(), RECORD)?;

@@ -84,11 +84,13 @@ impl Error {
 
     /// Whether another server has the runtime directory or the store.
     pub fn is_in_use(&self) -> bool {
+        use crate::api::ListenError;
         use crate::depot::DepotError;
         match self {
             Self::Image(garden_rootfs::Error::StoreInUse(_)) => true,
             Self::Host { source, .. } => {
                 matches!(source.downcast_ref(), Some(DepotError::InUse(_)))
+                    || matches!(source.downcast_ref(), Some(ListenError::InUse(_)))
             }
             _ => false,
         }
@@ -103,6 +105,12 @@ impl Error {
 impl From<crate::depot::DepotError> for Error {
     fn from(error: crate::depot::DepotError) -> Self {
         Self::host("the server's records cannot be kept", error)
+    }
+}
+
+impl From<crate::api::ListenError> for Error {
+    fn from(error: crate::api::ListenError) -> Self {
+        Self::host("the server cannot be reached", error)
     }
 }
 

@@ -7,7 +7,7 @@
 
 mod journal;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -20,7 +20,7 @@ use crate::services::{lock, now_ms};
 /// Events that a container remembers.
 const REMEMBERED: usize = 64;
 /// Events that the server remembers, those of destroyed containers included.
-const RECENT: usize = 1024;
+pub(crate) const RECENT: usize = 1024;
 /// Events that may wait for a subscriber before it misses some.
 const WAITING: usize = 1024;
 
@@ -196,8 +196,9 @@ pub(crate) struct Events(Arc<Inner>);
 struct Inner {
     sequence: AtomicU64,
     recent: Log,
-    /// Held while an event gets its number and its place, so that all see the same order.
-    order: Mutex<()>,
+    /// Held while an event gets its number and its place, so that all see the same order. How many
+    /// there were of each kind.
+    order: Mutex<BTreeMap<&'static str, u64>>,
     stream: broadcast::Sender<Arc<Event>>,
 }
 
@@ -236,7 +237,8 @@ impl Events {
         kind: EventKind,
         log: Option<&Log>,
     ) {
-        let _in_order = lock(&self.0.order);
+        let mut in_order = lock(&self.0.order);
+        *in_order.entry(kind.name()).or_default() += 1;
         let event = Arc::new(Event {
             sequence: self.0.sequence.fetch_add(1, Ordering::Relaxed) + 1,
             time_ms: now_ms(),
@@ -250,6 +252,16 @@ impl Events {
         self.0.recent.push(&event, RECENT);
         // Nobody may listen.
         let _ = self.0.stream.send(event);
+    }
+
+    /// What is remembered, oldest first.
+    pub(crate) fn recent(&self) -> Vec<Arc<Event>> {
+        self.0.recent.read()
+    }
+
+    /// How many events there were, by kind.
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.0.order).clone()
     }
 
     /// What is remembered, with a container's own log if that is given, and what comes after it:

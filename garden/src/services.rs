@@ -23,9 +23,11 @@ use crate::events::Events;
 use crate::group_names::GroupNames;
 use crate::ids::{self, Pool};
 use crate::model::{DiskLimit, DiskMetrics, ImageRef};
+use crate::network::{self, Networks};
 use crate::policy::Policy;
 use crate::roots::{Root, Roots, Wanted};
 use crate::runtime::zygote::Zygote;
+use crate::timeline::Timelines;
 use crate::workers::Workers;
 
 /// How a server is set up.
@@ -68,8 +70,12 @@ pub struct Options {
     pub id_ranges: Option<ids::Plan>,
     /// What the operator decides for all containers.
     pub policy: Policy,
+    /// The network of containers.
+    pub network: network::Config,
     /// How long the steps of an end may take.
     pub ending: Ending,
+    /// Whether a server destroys what an earlier one left, before it serves.
+    pub destroy_on_start: bool,
 }
 
 /// How long the steps of an end may take before somebody is told.
@@ -117,7 +123,9 @@ impl Options {
             ids: ids::shared(1, None),
             id_ranges: None,
             policy: Policy::default(),
+            network: network::Config::default(),
             ending: Ending::default(),
+            destroy_on_start: false,
         }
     }
 }
@@ -136,6 +144,7 @@ pub(crate) struct Services {
     pub(crate) cgroups: Cgroups,
     pub(crate) zygote: Zygote,
     pub(crate) roots: Arc<Roots>,
+    pub(crate) networks: Networks,
     /// For short calls: cgroup files, user lookups.
     pub(crate) files: Workers,
     /// For calls of the store that may take long.
@@ -160,6 +169,8 @@ pub(crate) struct Services {
     pub(crate) queue: OnceLock<Queue>,
     /// What happens, for whoever listens.
     pub(crate) events: Events,
+    /// How long it takes, for whoever looks.
+    pub(crate) timelines: Timelines,
     /// From the end of a health check that changed something to the news of it.
     pub(crate) health_latency: Histogram,
 }
@@ -177,10 +188,12 @@ impl Services {
         cgroups: Cgroups,
         zygote: Zygote,
         store: Store,
+        networks: Networks,
     ) -> Result<Self, Error> {
         let threads = |error| Error::host("cannot start worker threads", error);
         let layouts = options.runtime_dir.join("layouts");
         let starts = depot.count_start()?;
+        let timelines = Timelines::start(&options.runtime_dir).map_err(threads)?;
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Ok(Self {
             roots: Arc::new(Roots::new(store, options.plugins.clone(), layouts)),
@@ -189,12 +202,14 @@ impl Services {
             depot,
             cgroups,
             zygote,
+            networks,
             files: Workers::start("garden-files", 4).map_err(threads)?,
             images: Workers::start("garden-images", 8).map_err(threads)?,
             meters: Workers::start("garden-meters", 2).map_err(threads)?,
             pea_index: crate::metrics::PeaIndex::default(),
             usage: Workers::start("garden-usage", 2).map_err(threads)?,
             privileged_capabilities: bundle::held_by_host(&status),
+            timelines,
             pods: Mutex::default(),
             group_names: GroupNames::default(),
             plugins: Workers::start("garden-plugins", 8).map_err(threads)?,

@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::cli::{Cli, ended_within_deadline};
+use crate::internet::Machine;
 use crate::wait::{DEADLINE, wait_until};
 use crate::world::World;
 use crate::{http, proc};
@@ -26,6 +27,8 @@ pub struct Server<'w> {
     options: Vec<String>,
     /// The cgroup v2 group that it is started in, if not the test's own.
     group: Option<PathBuf>,
+    /// The network that it is started in, if not the test's own.
+    machine: Option<Machine>,
     child: Option<Child>,
 }
 
@@ -36,6 +39,20 @@ impl<'w> Server<'w> {
             socket: world.directory().join("s.sock"),
             options: options.iter().map(|&option| option.to_owned()).collect(),
             group: None,
+            machine: None,
+            child: None,
+        };
+        server.restart()?;
+        Ok(server)
+    }
+
+    pub(crate) fn start_on(world: &'w World, machine: &Machine, options: &[&str]) -> Result<Self> {
+        let mut server = Self {
+            world,
+            socket: world.directory().join("s.sock"),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            group: None,
+            machine: Some(machine.clone()),
             child: None,
         };
         server.restart()?;
@@ -48,6 +65,7 @@ impl<'w> Server<'w> {
             socket: world.directory().join("s.sock"),
             options: Vec::new(),
             group: Some(group.to_owned()),
+            machine: None,
             child: None,
         };
         server.restart()?;
@@ -116,7 +134,11 @@ impl<'w> Server<'w> {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        command.spawn().context("starting a server")
+        let mut start = || command.spawn().context("starting a server");
+        match &self.machine {
+            None => start(),
+            Some(machine) => machine.run(start),
+        }
     }
 
     /// Ends it with SIGKILL, as a crash would.
@@ -159,9 +181,24 @@ impl<'w> Server<'w> {
         http::ask(&self.socket, "POST", target, Some(body))
     }
 
+    /// The same, where a refusal is what is looked for: the status and the text.
+    pub fn try_post(&self, target: &str, body: &Value) -> Result<(u16, String)> {
+        http::exchange(&self.socket, "POST", target, Some(body))
+    }
+
+    /// Takes something away.
+    pub fn delete(&self, target: &str) -> Result<Value> {
+        http::ask(&self.socket, "DELETE", target, None)
+    }
+
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Its pid; 0 when it does not run.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
     }
 
     /// The number of files that it has open; 0 when it does not run.

@@ -151,7 +151,7 @@ impl Chaos<'_> {
     /// Every third container is privileged.
     fn create_words<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
         let mut words = vec!["create", "--quiet", "--image", &self.image, "--name", name];
-        if self.made % 3 == 0 {
+        if self.made.is_multiple_of(3) {
             words.push("--privileged");
         }
         words

@@ -11,18 +11,22 @@
 //! into the kernel for one subnet's bridge only, never for all.
 
 pub mod cidr;
+pub mod cni;
 mod conntrack;
 pub mod detect;
 pub mod dns;
 mod error;
+pub mod external;
 mod forwarding;
 mod lease;
+mod leaving;
 mod links;
 mod names;
 mod netlink;
 mod network;
 mod nft;
 mod options;
+mod plugin;
 pub mod ports;
 mod reach;
 mod rotation;
@@ -33,7 +37,8 @@ pub mod subnets;
 pub use error::{KernelError, NetworkError};
 pub use lease::{Lease, Lease6, MappedPort};
 pub use names::{Names, Tag, TagError};
-pub use network::{Network, PortRequest, Rejected, Spec, Start};
+pub use network::{Network, PortRequest, Rejected, Spec, Start, Usage};
 pub use nft::Repair;
 pub use options::{DenyNetwork, Options};
-pub use rules::{IcmpControl, IpRange, NetOutRule, PortRange};
+pub use plugin::PluginError;
+pub use rules::{NetOutRule, Protocol};

@@ -18,12 +18,14 @@ use tokio::sync::mpsc;
 use crate::checks::{CheckSpec, HealthStatus};
 use crate::error::Error;
 use crate::events::{EventFilter, EventStream};
+use crate::logs::{LogInfo, LogStream};
 use crate::model::{
     Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
     Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage,
     TeardownStatus,
 };
 use crate::process::Attachment;
+use crate::timeline::Timeline;
 
 /// An uncompressed tar archive on its way in or out. A read error means that it is cut short.
 pub type TarStream = Pin<Box<dyn AsyncRead + Send>>;
@@ -41,8 +43,24 @@ pub struct StreamIn {
     pub user: String,
     /// Where they go; made when missing; relative to the user's home.
     pub destination: String,
+    /// Owners, and modes as they are, come from the archive.
+    pub owners: bool,
     /// The files.
     pub tar: TarStream,
+}
+
+/// Files to get out of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilesOut {
+    /// Who reads them; root when empty.
+    pub user: String,
+    /// A file, or a directory, of which only the content is meant when it ends in `/`; relative to
+    /// the user's home.
+    pub source: String,
+    /// Only what the first entry says, without any content.
+    pub head: bool,
+    /// A source that is a symbolic link stands for what it leads to.
+    pub follow: bool,
 }
 
 /// How the host's kernel counts a share of the CPU.
@@ -102,13 +120,11 @@ pub trait Backend: Send + Sync + 'static {
         files: StreamIn,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Packs a file or a directory (its content only when `source` ends in `/`) as `user` (root
-    /// when empty). The stream is dropped early by a client that has enough.
+    /// Packs files. The stream is dropped early by a client that has enough.
     fn stream_out(
         &self,
         handle: &Handle,
-        user: &str,
-        source: &str,
+        files: FilesOut,
     ) -> impl Future<Output = Result<TarStream, Error>> + Send;
 
     /// All properties.
@@ -218,6 +234,20 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         filter: EventFilter,
     ) -> impl Future<Output = Result<EventStream, Error>> + Send;
+
+    /// Of which processes output is kept, the oldest first.
+    fn logs(&self, handle: &Handle) -> impl Future<Output = Result<Vec<LogInfo>, Error>> + Send;
+
+    /// The output that is kept of a process; with `follow`, also what is still to come.
+    fn log(
+        &self,
+        handle: &Handle,
+        process: &ProcessId,
+        follow: bool,
+    ) -> impl Future<Output = Result<LogStream, Error>> + Send;
+
+    /// What happened to a container and how long it took, also of one that is gone.
+    fn timeline(&self, handle: &Handle) -> impl Future<Output = Result<Timeline, Error>> + Send;
 
     /// What is left to clean up.
     fn teardown(&self) -> impl Future<Output = Result<TeardownStatus, Error>> + Send;

@@ -34,7 +34,7 @@ pub(crate) struct Envelope {
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ApiError {
+pub(crate) enum ApiError {
     /// The manager's answer.
     #[error(transparent)]
     Domain(#[from] Error),
@@ -115,7 +115,9 @@ impl ApiError {
     pub(super) fn kind(&self) -> Option<String> {
         match self {
             Self::Domain(error) => kind(error),
-            Self::Body(_) | Self::NoRoute(_) | Self::Method { .. } => Some("invalid".into()),
+            Self::Body(_) | Self::Transfer(_) | Self::NoRoute(_) | Self::Method { .. } => {
+                Some("invalid".into())
+            }
             _ => None,
         }
     }

@@ -32,6 +32,7 @@ use crate::checks::Checks;
 use crate::depot::{ContainerDir, ContainerRecord, DepotError};
 use crate::error::Error;
 use crate::events::{EventKind, Log};
+use crate::logs::Logs;
 use crate::model::{Handle, ProcessId};
 use crate::runtime::shim::{Event, Shim};
 use crate::services::{Services, lock};
@@ -64,10 +65,14 @@ pub(crate) struct Container {
     pub(crate) checks: Checks,
     /// What happened to it last.
     pub(crate) log: Log,
+    /// What its processes wrote, where that is kept.
+    pub(crate) logs: Logs,
     told: oom::Told,
     throttled: AtomicBool,
     /// Taken by whoever changes its limits.
     pub(crate) limits_turn: tokio::sync::Semaphore,
+    /// Taken by whoever changes its network.
+    pub(crate) network_turn: tokio::sync::Semaphore,
 }
 
 impl Container {
@@ -98,9 +103,11 @@ impl Container {
             lost: AtomicBool::new(false),
             checks: Checks::default(),
             log: Log::default(),
+            logs: Logs::default(),
             told,
             throttled: AtomicBool::new(false),
             limits_turn: tokio::sync::Semaphore::new(1),
+            network_turn: tokio::sync::Semaphore::new(1),
         });
         tokio::spawn(follow(
             Arc::downgrade(&container),
@@ -144,6 +151,8 @@ impl Container {
 
     /// The same, of a process that may be known by its name only.
     pub(crate) fn event_of(&self, kind: EventKind, process: Option<&str>) {
+        let timelines = &self.services.timelines;
+        timelines.event(self.handle.as_str(), process, &kind);
         let events = &self.services.events;
         events.publish(self.handle.as_str(), process, kind, Some(&self.log));
         self.log.keep(&self.dir);

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::model::{Exit, ProcessId, ProcessInfo, Signal};
@@ -160,6 +161,20 @@ impl ProcessEntry {
             pea: self.pea,
             path: self.path.clone(),
         })
+    }
+
+    /// Its outputs from now on, for a listener of the server's own. Unless `now`, nothing is read
+    /// before somebody attaches. `None` before it runs.
+    pub(crate) fn listen(
+        &self,
+        now: bool,
+    ) -> Option<(mpsc::Receiver<Bytes>, mpsc::Receiver<Bytes>)> {
+        let streams = &self.running.get()?.streams;
+        let listen = |output: &Output| match now {
+            true => output.subscribe(),
+            false => output.join(),
+        };
+        Some((listen(&streams.stdout), listen(&streams.stderr)))
     }
 
     /// Another attachment: gets all output from now on. `None` before it runs.

@@ -9,18 +9,20 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Manager, files};
-use crate::api::{Backend, CpuScale, Filters, StreamIn, TarStream};
+use crate::api::{Backend, CpuScale, FilesOut, Filters, StreamIn, TarStream};
 use crate::checks::{CheckSpec, HealthStatus};
 use crate::depot::ContainerRecord;
 use crate::error::Error;
 use crate::events::{EventFilter, EventStream};
+use crate::logs::{LogInfo, LogStream};
 use crate::metrics;
 use crate::model::{
-    Addresses, Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange,
-    LimitsInForce, Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress,
-    PulledImage, TeardownJob, TeardownStage, TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
+    Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage,
+    TeardownJob, TeardownStage, TeardownStatus,
 };
 use crate::process::Attachment;
+use crate::timeline::Timeline;
 
 const STATE: &str = "garden.state";
 const GRACE_TIME: &str = "garden.grace-time";
@@ -33,6 +35,7 @@ impl Backend for Manager {
     async fn capacity(&self) -> Result<Capacity, Error> {
         let store = self.services().options.store_dir.clone();
         let most = self.services().options.max_containers;
+        let connectable = self.services().networks.capacity().unwrap_or(u64::MAX);
         let roots = Arc::clone(&self.services().roots);
         let told = self.services().plugins.run(move || roots.plugin_capacity());
         let by_plugin = told.await?;
@@ -44,7 +47,7 @@ impl Backend for Manager {
                 disk_bytes: by_plugin
                     .unwrap_or_else(|| disk.f_blocks.saturating_mul(disk.f_frsize)),
                 schedulable_disk_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
-                max_containers: most.map_or(u64::MAX, |most| most as u64),
+                max_containers: most.map_or(u64::MAX, |most| most as u64).min(connectable),
             })
         });
         read.await?
@@ -60,6 +63,10 @@ impl Backend for Manager {
     }
 
     async fn list(&self, filters: &Filters) -> Result<Vec<Handle>, Error> {
+        if filters.is_empty() {
+            // What Garden's look-ups ask for, all the time. All that are known are created.
+            return Ok(self.handles());
+        }
         let all = self.0.table.all().into_iter();
         let matching = all.filter(|(_, seat)| {
             let properties = properties(seat.record());
@@ -90,14 +97,14 @@ impl Backend for Manager {
             created_ms: record.created_ms,
             events: record.events.clone(),
             path: container.dir.path().to_owned(),
-            addresses: Addresses::default(),
+            addresses: record.network.addresses.clone(),
             properties: properties(record.clone()),
             processes: container
                 .processes()
                 .iter()
                 .filter_map(|entry| entry.info())
                 .collect(),
-            mapped_ports: Vec::new(),
+            mapped_ports: record.network.mapped_ports,
             limits: record.spec.limits,
             health: container.checks.state(),
         })
@@ -126,13 +133,8 @@ impl Backend for Manager {
         files::stream_in(&self.find_alive(handle).await?, files).await
     }
 
-    async fn stream_out(
-        &self,
-        handle: &Handle,
-        user: &str,
-        source: &str,
-    ) -> Result<TarStream, Error> {
-        files::stream_out(&self.find_alive(handle).await?, user, source).await
+    async fn stream_out(&self, handle: &Handle, files: FilesOut) -> Result<TarStream, Error> {
+        files::stream_out(&self.find_alive(handle).await?, files).await
     }
 
     async fn properties(&self, handle: &Handle) -> Result<BTreeMap<String, String>, Error> {
@@ -190,14 +192,12 @@ impl Backend for Manager {
         }
     }
 
-    async fn net_in(&self, handle: &Handle, _: PortMapping) -> Result<PortMapping, Error> {
-        self.find_alive(handle).await?;
-        Err(no_network())
+    async fn net_in(&self, handle: &Handle, mapping: PortMapping) -> Result<PortMapping, Error> {
+        self.map_port(handle, mapping).await
     }
 
-    async fn net_out(&self, handle: &Handle, _: Vec<NetOutRule>) -> Result<(), Error> {
-        self.find_alive(handle).await?;
-        Err(no_network())
+    async fn net_out(&self, handle: &Handle, rules: Vec<NetOutRule>) -> Result<(), Error> {
+        self.open_to(handle, rules).await
     }
 
     async fn pull(
@@ -229,6 +229,27 @@ impl Backend for Manager {
         Ok(self.event_stream(filter).await)
     }
 
+    async fn logs(&self, handle: &Handle) -> Result<Vec<LogInfo>, Error> {
+        Ok(self.find(handle).await?.logs.list())
+    }
+
+    async fn log(
+        &self,
+        handle: &Handle,
+        process: &ProcessId,
+        follow: bool,
+    ) -> Result<LogStream, Error> {
+        let container = self.find(handle).await?;
+        let (directory, threads) = (container.dir.fd(), &self.services().files);
+        container.logs.read(directory, threads, process, follow)
+    }
+
+    async fn timeline(&self, handle: &Handle) -> Result<Timeline, Error> {
+        let services = self.services();
+        let read = services.timelines.read(&services.files, handle.as_str());
+        (read.await).ok_or_else(|| Error::ContainerNotFound(handle.clone()))
+    }
+
     async fn teardown(&self) -> Result<TeardownStatus, Error> {
         Ok(teardown_status(self))
     }
@@ -248,15 +269,10 @@ impl Manager {
     }
 }
 
-fn no_network() -> Error {
-    Error::Invalid(
-        "this server has no network to configure: its containers have a loopback only".to_owned(),
-    )
-}
-
 /// The user's properties and those that Garden itself keeps.
 fn properties(record: ContainerRecord) -> BTreeMap<String, String> {
-    let mut all = record.spec.properties;
+    let mut all = record.network.shown();
+    all.extend(record.spec.properties);
     all.entry(STATE.to_owned())
         .or_insert_with(|| "created".to_owned());
     if let Some(grace_time) = record.spec.grace_time {

@@ -19,6 +19,7 @@ use crate::depot::ContainerRecord;
 use crate::events::EventKind;
 use crate::model::Handle;
 use crate::services::{Services, lock, process_state};
+use crate::timeline;
 
 /// How long one attempt waits for killed processes to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
@@ -106,14 +107,24 @@ impl Stages for Cleaner {
             .upgrade()
             .ok_or_else(|| StageError::message("the server is going down"))?;
         let target = &job.target;
-        match stage {
+        let (begun, timelines) = (timeline::begin(), services.timelines.clone());
+        let outcome = match stage {
             Stage::Kill => kill(services, target).await,
-            Stage::Network | Stage::Free => Ok(()),
+            Stage::Network => disconnect(services, target).await,
+            Stage::Free => Ok(()),
             Stage::Unmount => unmount(&services, target).await,
             Stage::Trash => trash(services, target).await,
             Stage::Cgroup => remove_cgroups(services, target).await,
             Stage::Records => remove_records(services, target).await,
+        };
+        let detail = if outcome.is_ok() { "" } else { "failed" };
+        // A pea's instance is not its container's.
+        let of = target.process.is_none().then_some(target.instance.as_str());
+        let of = (target.container.as_str(), target.process.as_deref(), of);
+        if !target.process.as_deref().is_some_and(checks::is_run) {
+            timelines.step(of, &format!("teardown: {stage}"), begun, detail);
         }
+        outcome
     }
 
     fn done(&self, job: &Job) {
@@ -211,6 +222,20 @@ async fn end_shim(directory: &Path) -> Result<(), StageError> {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
+}
+
+/// Takes the container's part of the network away. What it was is in its record, which is removed
+/// last.
+async fn disconnect(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
+    let (handle, instance) = (target.container.clone(), target.instance.clone());
+    on_own_thread("garden-unlink", move || {
+        let record = services.depot.gone_record(&instance);
+        let network = record.as_ref().map(|(_, record)| &record.network);
+        services.networks.disconnect(&handle, &instance, network)
+    })
+    .await
+    .map_err(|error| StageError::new("cannot start a thread", error))?
+    .map_err(|error| StageError::new("cannot take the network away", error))
 }
 
 /// Drops what refers to the mount, besides its processes.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! reserve the handle ─▶ record `creating` ─▶ ┬ root filesystem ┐
-//!                                            ├ cgroup          ├─▶ init ─▶ cpu share ─▶ record
-//!                                            └ shim            ┘                        `created`
+//!                                            ├ cgroup          ├─▶ init ─▶ network ─▶ cpu share
+//!                                            └ shim            ┘               ─▶ record `created`
 //! ```
 //!
 //! A failure anywhere hands what there is to the teardown queue, waits for it a while, and only
@@ -33,6 +33,7 @@ use crate::model::{ContainerSpec, Handle, ImageRef, ProcessId};
 use crate::roots::Root;
 use crate::runtime::shim::{self, Event, Shim};
 use crate::services::{Services, lock, new_instance, now_ms};
+use crate::timeline;
 
 /// How long an error waits for the undo of what had been made.
 const UNDO_PATIENCE: Duration = Duration::from_secs(5);
@@ -66,6 +67,7 @@ impl Manager {
         }
         let image = self.image_of(&spec)?;
         services.cgroups.check(&spec.limits)?;
+        services.networks.check(&spec)?;
         spec.image = Some(image.clone());
         let checks = std::mem::take(&mut spec.checks);
         checks::spec::validate_all(&checks)?;
@@ -73,6 +75,7 @@ impl Manager {
             return Err(Error::HandleInUse(handle));
         };
         let instance = new_instance();
+        services.timelines.created(handle.as_str(), &instance);
         let cgroup = self.cgroup_name(&handle, &instance);
         let mut record = ContainerRecord::new(instance, cgroup, spec, now_ms());
         let described = services.take_ids(record.spec.privileged).and_then(|ids| {
@@ -101,6 +104,8 @@ impl Manager {
             }
             Err(error) => {
                 tracing::info!(%handle, error = error.report(), "container not created");
+                let timelines = &services.timelines;
+                timelines.event(handle.as_str(), None, &EventKind::Destroyed);
                 self.undo(&services, &handle, &record).await;
                 services.free_ids(&record);
                 Err(error)
@@ -167,6 +172,7 @@ impl Manager {
         let privileged = record.spec.privileged;
         let (rootfs, group, connected) = tokio::join!(
             stage(
+                (services, handle),
                 "rootfs",
                 services.make_rootfs(
                     &record.instance,
@@ -176,8 +182,12 @@ impl Manager {
                     record.spec.limits.disk
                 )
             ),
-            stage("cgroup", make_group(services, record)),
-            stage("shim", spawn_shim(services, handle, &dir)),
+            stage((services, handle), "cgroup", make_group(services, record)),
+            stage(
+                (services, handle),
+                "shim",
+                spawn_shim(services, handle, &dir)
+            ),
         );
         let (shim, events) = connected?;
         let (rootfs, group) = (rootfs?, group?);
@@ -195,8 +205,10 @@ impl Manager {
             "/tmp/garden-init".to_owned(),
         ))?;
         let started = self.start_init(handle, (record, &dir), &shim, rootfs, group);
-        let pid = stage("init", started).await?;
+        let pid = stage((services, handle), "init", started).await?;
         let root = open_root(pid)?;
+        let connected = self.connect(handle, &dir, record, pid);
+        stage((services, handle), "network", connected).await?;
         let place = Place::Container(&record.cgroup);
         if services.cgroups.is_incomplete(&place, &record.spec.limits) {
             let cgroups = services.cgroups.clone();
@@ -238,7 +250,7 @@ impl Manager {
         let directory = dir.fd().try_clone_to_owned();
         let directory =
             directory.map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
-        let (name, ids) = (hostname.clone(), record.ids.clone());
+        let (name, ids) = (handle.clone(), record.ids.clone());
         let shared = Arc::clone(services);
         let opened = services.files.run(move || {
             let mut passed = Passed::default();
@@ -274,7 +286,7 @@ impl Manager {
             ids: &record.ids,
             binds: &staged,
             cgroup_tmpfs,
-            read_only: false,
+            read_only: record.spec.read_only,
             sysctls,
         };
         let process = ProcessInput {
@@ -315,9 +327,16 @@ impl Manager {
 }
 
 /// Tells how long a stage took.
-async fn stage<T>(stage: &'static str, work: impl Future<Output = T>) -> T {
-    let begun = Instant::now();
+async fn stage<T, E>(
+    (services, handle): (&Services, &Handle),
+    stage: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let (begun, watch) = (Instant::now(), timeline::begin());
     let value = work.await;
+    let detail = if value.is_ok() { "" } else { "failed" };
+    let of = (handle.as_str(), None, None);
+    services.timelines.step(of, stage, watch, detail);
     tracing::debug!(
         stage,
         duration_us = begun.elapsed().as_micros(),

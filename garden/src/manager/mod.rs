@@ -2,6 +2,7 @@
 //!
 //! - `create`, `destroy`: a container's beginning and end.
 //! - `limits`: changing what a container may use.
+//! - `network`: connecting a container, and what may change of that while it lives.
 //! - `run`: processes and peas in it.
 //! - `restore`, `take_up`, `sweep`: finding everything again after a restart.
 //! - `table`: who has which handle.
@@ -19,6 +20,7 @@ mod destroy;
 mod files;
 mod health;
 mod limits;
+mod network;
 mod restore;
 mod run;
 mod sweep;
@@ -35,6 +37,7 @@ use crate::container::Container;
 use crate::depot::Depot;
 use crate::error::Error;
 use crate::model::Handle;
+use crate::network::{NetworkRecord, Networks};
 use crate::runtime::zygote::{Zygote, ZygoteOptions};
 pub use crate::services::{Ending, Options};
 use crate::services::{Services, lock};
@@ -73,7 +76,7 @@ impl Manager {
     pub async fn open(options: Options) -> Result<Self, Error> {
         let opened = options.clone();
         let blocking = tokio::task::spawn_blocking(move || open_blocking(&opened));
-        let (depot, cgroups, store) = blocking
+        let (depot, cgroups, store, networks) = blocking
             .await
             .map_err(|error| Error::host("cannot open the server's state", error))??;
         let zygote = Zygote::start(ZygoteOptions {
@@ -86,7 +89,9 @@ impl Manager {
                 .map(|unified| unified.path.clone()),
         });
         let zygote = zygote.await?;
-        let services = Arc::new(Services::new(options, depot, cgroups, zygote, store)?);
+        let services = Arc::new(Services::new(
+            options, depot, cgroups, zygote, store, networks,
+        )?);
         let surveyed = Arc::clone(&services);
         let survey = services
             .files
@@ -107,11 +112,31 @@ impl Manager {
             restored: watch::Sender::new(false),
         }));
         manager.restore(survey);
+        manager.services().networks.keep_repaired();
         if let Some(interval) = manager.services().options.throttling {
             let services = Arc::downgrade(manager.services());
             tokio::spawn(crate::metrics::throttle::run(services, interval));
         }
         Ok(manager)
+    }
+
+    /// Makes what a manager needs on the host, as [`Manager::open`] would, and leaves it there.
+    ///
+    /// # Errors
+    /// As [`Manager::open`].
+    pub async fn prepare(options: Options) -> Result<(), Error> {
+        let made = tokio::task::spawn_blocking(move || {
+            let failed = |error| Error::host("cannot make the runtime directory", error);
+            std::fs::create_dir_all(&options.runtime_dir).map_err(failed)?;
+            open_blocking(&options).map(drop)
+        });
+        made.await
+            .map_err(|error| Error::host("cannot open the server's state", error))?
+    }
+
+    /// How much is waiting to be torn down, or is being.
+    pub fn teardown_depth(&self) -> usize {
+        self.services().queue().depth()
     }
 
     /// Everything it uses.
@@ -140,6 +165,12 @@ impl Manager {
         all.map(|(handle, _)| handle).collect()
     }
 
+    /// All containers that are taken up, in no order.
+    pub(crate) fn all(&self) -> Vec<Arc<Container>> {
+        let all = self.0.table.all().into_iter();
+        all.filter_map(|(_, seat)| seat.ready()).collect()
+    }
+
     /// Waits until nothing is left to take away; returns whether that came true in time.
     pub async fn settle(&self, patience: std::time::Duration) -> bool {
         let queue = self.services().queue().clone();
@@ -154,7 +185,9 @@ impl Manager {
             .services()
             .images
             .run(move || store.wait_trash_empty(patience));
-        idle && emptied.await.unwrap_or(false)
+        let disconnected = self.services().networks.settle(patience);
+        let (emptied, disconnected) = tokio::join!(emptied, disconnected);
+        idle && disconnected && emptied.unwrap_or(false)
     }
 
     /// The teardown queue at this moment, and what its stages did since the start: for metrics.
@@ -166,6 +199,8 @@ impl Manager {
     /// Ends the teardown workers, leaving what is not done on file. Containers run on.
     pub async fn close(&self, grace: std::time::Duration) {
         self.services().queue().shutdown(grace).await;
+        self.services().networks.settle(grace).await;
+        self.services().timelines.close().await;
         self.services().zygote.close().await;
     }
 
@@ -180,7 +215,9 @@ impl Manager {
     }
 }
 
-fn open_blocking(options: &Options) -> Result<(Depot, Cgroups, Store), Error> {
+type Opened = (Depot, Cgroups, Store, Networks);
+
+fn open_blocking(options: &Options) -> Result<Opened, Error> {
     options.policy.check()?;
     let depot = Depot::open(&options.runtime_dir)?;
     let cgroups = Cgroups::open(options.tag.as_deref(), options.cgroups.clone())?;
@@ -190,5 +227,20 @@ fn open_blocking(options: &Options) -> Result<(Depot, Cgroups, Store), Error> {
     store.registry = options.registry.clone();
     store.collect.clone_from(&options.collect);
     let store = Store::open(&store)?;
-    Ok((depot, cgroups, store))
+    // Before the first job of teardown can run: it may be about a container's network.
+    let networks = Networks::start(&options.network, depot.root(), known_networks(&depot)?)?;
+    Ok((depot, cgroups, store, networks))
+}
+
+/// What earlier servers recorded of networks, also of containers that are to be taken away.
+fn known_networks(depot: &Depot) -> Result<Vec<NetworkRecord>, Error> {
+    let living = depot.names()?.into_iter().filter_map(|name| {
+        let handle: Handle = name.parse().ok()?;
+        depot.container(&handle).ok()?.read()
+    });
+    let gone = depot
+        .gone_names()?
+        .into_iter()
+        .filter_map(|name| Some(depot.gone_record(&name)?.1));
+    Ok(living.chain(gone).map(|record| record.network).collect())
 }

@@ -92,6 +92,14 @@ impl Table {
 }
 
 impl Seat {
+    /// The container, if it can be used.
+    pub(super) fn ready(self) -> Option<Arc<Container>> {
+        match self {
+            Self::Ready(container) => Some(container),
+            Self::Awaited(_) => None,
+        }
+    }
+
     /// The record of what has the handle.
     pub(super) fn record(&self) -> ContainerRecord {
         match self {

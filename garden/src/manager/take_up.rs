@@ -85,12 +85,18 @@ impl Manager {
             events,
         );
         container.recall_events();
+        container.logs.find(container.dir.fd());
         for (process, exit) in records.into_iter().zip(expected) {
             if process.instance != INIT {
                 let state = states.iter().find(|state| state.id == process.instance);
                 self.take_up_process(&container, process, state, exit).await;
             }
         }
+        let running = |instance: &str| {
+            let mut all = container.processes().into_iter();
+            all.any(|entry| entry.instance == instance && !entry.ended())
+        };
+        container.logs.close_all_but(running);
         super::limits::settle(&container).await;
         crate::container::oom::watch(&container);
         tracing::info!(%handle, processes = states.len(), "container found");
@@ -189,7 +195,14 @@ impl Manager {
         }
         let entry = entry_of(&process);
         match launch::kept(&container.shim, &process.instance).await {
-            Ok(streams) => entry.started(state.pid, streams),
+            Ok(streams) => {
+                entry.started(state.pid, streams);
+                // Its size is on file.
+                let kept = container.logs.has(&entry.instance);
+                if let Some(outputs) = kept.then(|| entry.listen(true)).flatten() {
+                    super::run::keep_log(container, &entry, 0, outputs);
+                }
+            }
             Err(error) => {
                 tracing::warn!(process = %process.id, error = error.report(), "its streams are lost");
             }

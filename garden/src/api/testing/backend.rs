@@ -10,17 +10,19 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::process::Process;
-use crate::api::{Backend, Filters, StreamIn, TarStream};
+use crate::api::{Backend, FilesOut, Filters, StreamIn, TarStream};
 use crate::checks::health::{HealthState, Verdict};
 use crate::checks::{CheckSpec, CheckStatus, HealthStatus};
 use crate::error::Error;
 use crate::events::{Event, EventFilter, EventKind, EventStream};
+use crate::logs::{LogInfo, LogStream};
 use crate::model::{
     Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
     Metrics, NetOutRule, PortMapping, ProcessId, ProcessInfo, ProcessSpec, PullProgress, PullStage,
     PulledImage, Signal, TeardownStatus,
 };
 use crate::process::{Attachment, Control};
+use crate::timeline::Timeline;
 
 /// The manager.
 #[derive(Debug)]
@@ -246,15 +248,10 @@ impl Backend for Fake {
         Ok(())
     }
 
-    async fn stream_out(
-        &self,
-        handle: &Handle,
-        _user: &str,
-        source: &str,
-    ) -> Result<TarStream, Error> {
+    async fn stream_out(&self, handle: &Handle, files: FilesOut) -> Result<TarStream, Error> {
         self.with(handle, |_| ())?;
         let failing = || tokio_util::io::StreamReader::new(Failing(false));
-        Ok(match source {
+        Ok(match files.source.as_str() {
             "/missing" => return Err(Error::Invalid("stream-out: no such file".into())),
             "/unreadable" => Box::pin(failing().chain(failing())),
             "/broken" => Box::pin(io::Cursor::new(vec![b't'; 1 << 20]).chain(failing())),
@@ -399,6 +396,18 @@ impl Backend for Fake {
             kind,
         });
         Ok(EventStream::of(filter, events))
+    }
+
+    async fn logs(&self, _: &Handle) -> Result<Vec<LogInfo>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn log(&self, _: &Handle, process: &ProcessId, _: bool) -> Result<LogStream, Error> {
+        Err(Error::ProcessNotFound(process.clone()))
+    }
+
+    async fn timeline(&self, _: &Handle) -> Result<Timeline, Error> {
+        Ok(Timeline::default())
     }
 
     async fn teardown(&self) -> Result<TeardownStatus, Error> {
