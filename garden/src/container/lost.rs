@@ -1,8 +1,8 @@
 //! The death of a supervisor, or of a container's init.
 //!
 //! Without its supervisor nobody would learn how a container's processes end, or start new ones in
-//! it. So everything in it is killed, and its cgroups, root filesystems and network go at once, by a
-//! teardown of their own. The container itself stays: it is listed, in the state `stopped` and with
+//! it. So everything in it is killed, and its cgroups and root filesystems go at once, by a teardown of
+//! their own; its addresses and ports stay its own. The container itself stays: it is listed, in the state `stopped` and with
 //! an event that says why, what it had is refused with [`Error::ContainerLost`], and destroying it
 //! frees its handle. As with Guardian, only a destroy takes a handle away from under a client.
 //!

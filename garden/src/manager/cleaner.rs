@@ -227,6 +227,11 @@ async fn end_shim(directory: &Path) -> Result<(), StageError> {
 /// Takes the container's part of the network away. What it was is in its record, which is removed
 /// last.
 async fn disconnect(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
+    if target.instance.ends_with(POD) {
+        // Its links went with its processes. Its addresses and ports stay its own until it is
+        // destroyed: clients still know it by them.
+        return Ok(());
+    }
     let (handle, instance) = (target.container.clone(), target.instance.clone());
     on_own_thread("garden-unlink", move || {
         let record = services.depot.gone_record(&instance);
