@@ -144,7 +144,7 @@ impl Garden {
                 network: subnet.to_owned(),
                 ports: vec![PortRequest {
                     host: 0,
-                    container: PORT,
+                    container: PORT.into(),
                 }],
                 ..Spec::default()
             };
