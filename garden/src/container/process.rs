@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::model::{Exit, ProcessId, ProcessInfo, Signal};
 use crate::process::streams::{Input, Output};
@@ -137,6 +137,22 @@ impl ProcessEntry {
         })
     }
 
+    /// Permits for input; none are needed where nothing is read.
+    fn input_room(&self) -> Arc<Semaphore> {
+        let stdin = self
+            .running
+            .get()
+            .and_then(|running| running.streams.stdin.as_ref());
+        stdin.map_or_else(
+            || {
+                let none = Semaphore::new(0);
+                none.close();
+                Arc::new(none)
+            },
+            Input::room,
+        )
+    }
+
     /// Another attachment: gets all output from now on. `None` before it runs.
     pub(crate) fn attach(self: &Arc<Self>, shim: &Shim) -> Option<Attachment> {
         let (control, wishes) = mpsc::channel(CONTROL_QUEUE);
@@ -160,6 +176,7 @@ impl ProcessEntry {
             stdout,
             stderr,
             control,
+            input_room: self.input_room(),
             exit: self.exit.subscribe(),
         })
     }
