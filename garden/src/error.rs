@@ -35,6 +35,12 @@ pub enum Error {
     /// Another destroy of the same container is under way. (Clients compare this text.)
     #[error("container already being destroyed")]
     BeingDestroyed(Handle),
+    /// The container's supervisor died, and everything in it with it.
+    #[error(
+        "container {0} is lost: its supervisor died, and everything in it was killed; destroy it, \
+         and create it anew"
+    )]
+    ContainerLost(Handle),
     /// The executable is not in the container.
     #[error("{0}")]
     ExecutableNotFound(String),

@@ -179,7 +179,11 @@ impl World {
 
     /// What marks every process of this world.
     pub(crate) fn env(&self) -> Vec<(&'static str, OsString)> {
-        vec![("GARDEN_IT_TAG", OsString::from(&self.tag))]
+        vec![
+            ("GARDEN_IT_TAG", OsString::from(&self.tag)),
+            // The machine's own network is nobody's to change; see `Internet` for those with one.
+            ("GARDEN_NETWORK", "none".into()),
+        ]
     }
 
     /// The built program, for a test that starts it in a way of its own; with [`World::marks`].

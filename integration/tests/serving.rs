@@ -333,8 +333,7 @@ fn the_status_page_shows_texts_as_texts() {
         cli.output(&["create", "--image", &image, "--name", "seen"])?;
         // The path of a program is a text that its container chooses.
         let evil = "/bin/<img src=x onerror=alert(1)>";
-        let script =
-            format!("printf '#!/bin/sh\\nsleep 1000\\n' > '{evil}'; chmod 755 '{evil}'");
+        let script = format!("printf '#!/bin/sh\\nsleep 1000\\n' > '{evil}'; chmod 755 '{evil}'");
         cli.run(&["exec", "seen", "--", "sh", "-c", &script])?
             .expect_code(0)?;
         let _running = cli.start(&["exec", "seen", "--", evil, "1000"])?;

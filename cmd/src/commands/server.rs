@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -14,9 +15,11 @@ use garden::policy::{Policy, TcpDefaults};
 use garden_rootfs::plugin::{Plugin, Plugins};
 use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 
+use super::server_ends::EndArgs;
 use super::server_guardian::GuardianArgs;
 use super::server_limits::ServerLimits;
 use super::server_listen::{ListenArgs, Reachable};
+use super::server_network::ServerNetwork;
 use crate::logging::LogLevel;
 use crate::notify::Notify;
 use crate::reach::Target;
@@ -76,8 +79,12 @@ pub(crate) struct ServerArgs {
     listen: ListenArgs,
     #[command(flatten, next_help_heading = "Containers and processes")]
     policy: PolicyArgs,
+    #[command(flatten, next_help_heading = "Ends")]
+    ends: EndArgs,
     #[command(flatten, next_help_heading = "Limits")]
     limits: ServerLimits,
+    #[command(flatten, next_help_heading = "Network")]
+    network: ServerNetwork,
     #[command(flatten, next_help_heading = "Collection of unused images")]
     collect: CollectArgs,
     #[command(flatten, next_help_heading = "Image plugins")]
@@ -287,7 +294,9 @@ impl ServerArgs {
         options.plugins = self.plugins.plugins();
         options.registry = self.registry.policy()?;
         options.collect = self.collect.policy();
+        options.ending = self.ends.ending();
         self.limits.apply(&mut options);
+        self.network.apply(&mut options)?;
         if self.sync_unmount {
             options.unmount = Unmount::Sync;
         }
@@ -310,12 +319,19 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     } = args.listen.apply(target, args.policy.default_grace_time)?;
     // Before anything is begun: a port that is taken is noticed now.
     let debug = debug.map(Listen::bind).transpose()?;
-    let hosted = Hosted::start(args.manager()?, listen, serving).await?;
+    let starting = Hosted::start(args.manager()?, listen, serving);
+    // From now on a signal ends the server in order; while it starts there is nothing to finish.
+    let mut interrupted = pin!(streams::interrupted());
+    let hosted = tokio::select! {
+        biased;
+        code = &mut interrupted => return Ok(code),
+        hosted = starting => hosted?,
+    };
     if let Some(listeners) = debug {
         hosted.debug(listeners, logging::levels());
     }
     notify.ready();
-    streams::interrupted().await;
+    interrupted.await;
     tracing::info!("ending; containers run on");
     notify.stopping();
     tokio::select! {

@@ -128,6 +128,7 @@ fn kind(error: &Error) -> Option<String> {
         Error::HandleInUse(handle) => format!("handle-in-use {handle}"),
         Error::ProcessIdInUse(process) => format!("process-id-in-use {process}"),
         Error::BeingDestroyed(handle) => format!("being-destroyed {handle}"),
+        Error::ContainerLost(handle) => format!("container-lost {handle}"),
         Error::NotExecutable(_) => "not-executable".into(),
         Error::Invalid(_) | Error::BadId { .. } => "invalid".into(),
         Error::Exhausted(_) => "exhausted".into(),
@@ -154,6 +155,7 @@ pub(crate) fn restore(envelope: Envelope, kind: Option<&str>) -> Error {
         (_, "handle-in-use") => object.parse().map(Error::HandleInUse).ok(),
         (_, "process-id-in-use") => object.parse().map(Error::ProcessIdInUse).ok(),
         (_, "being-destroyed") => object.parse().map(Error::BeingDestroyed).ok(),
+        (_, "container-lost") => object.parse().map(Error::ContainerLost).ok(),
         (_, "not-executable") => Some(Error::NotExecutable(message.clone())),
         (_, "invalid") => Some(Error::Invalid(message.clone())),
         (_, "exhausted") => Some(Error::Exhausted(message.clone())),
@@ -192,6 +194,7 @@ mod tests {
             ),
             (Error::HandleInUse(handle()), "HandleInUse"),
             (Error::BeingDestroyed(handle()), "BeingDestroyed"),
+            (Error::ContainerLost(handle()), "ContainerLost"),
             (
                 Error::ExecutableNotFound("exec: x".into()),
                 "ExecutableNotFound",

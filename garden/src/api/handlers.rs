@@ -31,7 +31,7 @@ use super::server::Options;
 use super::session::Context;
 use super::streams::Streams;
 use super::wire::{self, WireHandle, WireHandles, WireNetOutRule, WirePorts, WireStop, WireValue};
-use super::{bulk, events, files, health, own, own_limits, pull};
+use super::{bulk, events, files, health, own, own_limits, pull, story};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle, NetOutRule};
 
@@ -217,6 +217,9 @@ async fn answer<B: Backend>(
         Route::Destroy(handle) => {
             shared.destroy(&parse_handle(&handle)?).await?;
             done()
+        }
+        Route::Logs(_) | Route::Log(..) | Route::Timeline(_) => {
+            story::answer(&shared, route, &parameters).await
         }
         Route::Events => events::stream(&shared, &parameters).await,
         Route::Health(_)

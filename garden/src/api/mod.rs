@@ -32,6 +32,7 @@ pub(crate) mod pull;
 mod routes;
 mod server;
 mod session;
+mod story;
 mod streams;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -45,3 +46,4 @@ pub use listen::{Listen, ListenError, Listeners};
 pub use meters::Meters;
 pub use own::{Peas, Ps, PsContainer};
 pub use server::{Options, Server};
+pub use story::LogList;

@@ -48,6 +48,9 @@ pub(super) enum Route {
     // Those of our own.
     Ps,
     Peas(String),
+    Logs(String),
+    Log(String, String),
+    Timeline(String),
     AllLimits(String),
     ChangeLimits(String),
     Usage(String),
@@ -159,6 +162,9 @@ impl Route {
             Self::Output(..) => "output",
             Self::Ps => "ps",
             Self::Peas(_) => "peas",
+            Self::Logs(_) => "logs",
+            Self::Log(..) => "log",
+            Self::Timeline(_) => "timeline",
             Self::AllLimits(_) => "limits",
             Self::ChangeLimits(_) => "change-limits",
             Self::Usage(_) => "usage",
@@ -198,6 +204,9 @@ fn find(method: &str, segments: &[&str]) -> Option<Route> {
 fn own_of_container(method: &str, handle: String, rest: &[&str]) -> Option<Route> {
     Some(match (method, rest) {
         ("GET", ["peas"]) => Route::Peas(handle),
+        ("GET", ["logs"]) => Route::Logs(handle),
+        ("GET", ["logs", process]) => Route::Log(handle, name(process)?),
+        ("GET", ["timeline"]) => Route::Timeline(handle),
         ("GET", ["limits"]) => Route::AllLimits(handle),
         ("PUT", ["limits"]) => Route::ChangeLimits(handle),
         ("GET", ["metrics"]) => Route::Usage(handle),

@@ -1,7 +1,7 @@
 //! The Garden API from a client's side, over a unix socket or TCP, with TLS or without.
 //!
 //! The command line uses it for everything. It speaks to any Garden server; what is of our own
-//! (`ps`, `peas`, `teardown`, `pull`, `health`, `events`) only to ours. Errors are the manager's own as far as the server
+//! (`ps`, `peas`, `teardown`, `pull`, `health`, `events`, `logs`, `timeline`) only to ours. Errors are the manager's own as far as the server
 //! tells their kind, so callers decide on the same [`Error`] as inside the server.
 //!
 //! There are no timeouts after connecting: a create or a wait takes as long as it takes.
@@ -12,12 +12,14 @@ mod info;
 mod limits;
 mod process;
 mod pull;
+mod story;
 mod transport;
 
 pub use calls::StreamOut;
 pub use health::EventLines;
 pub use info::Info;
 pub use process::{Input, Output, Process, Wanted};
+pub use story::LogLines;
 
 use crate::connection::Address;
 use crate::connection::tls::Connecting;
