@@ -180,6 +180,9 @@ impl Shim {
     /// # Errors
     /// What the container's file system or the archive brought up.
     pub async fn unpack(&self, unpack: Unpack, stream: BorrowedFd<'_>) -> Result<(), Error> {
+        if unpack.owners {
+            self.since(3, "keep the owners of files")?;
+        }
         self.done(Request::Unpack(unpack), &[stream]).await
     }
 
@@ -223,6 +226,9 @@ impl Shim {
         status: BorrowedFd<'_>,
     ) -> Result<(), Error> {
         self.since(2, "pack files")?;
+        if pack.head || pack.follow {
+            self.since(3, "describe files, or follow links to them")?;
+        }
         self.done(Request::Pack(pack), &[stream, status]).await
     }
 
