@@ -11,8 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use garden_integration::{Cli, World, check};
 
 /// Not run here, but elsewhere: the beginning of the line, and where.
-const ELSEWHERE: [(&str, &str); 4] = [
+const ELSEWHERE: [(&str, &str); 6] = [
     ("garden server", "every test starts servers"),
+    ("garden setup", "it is about the whole host; tests/serving.rs"),
+    ("garden cleanup", "it is about the whole host; tests/serving.rs"),
     ("garden scale", "it takes minutes; ci/bars"),
     ("garden repro", "it needs a disk of its own; tests/repro.rs"),
     ("garden pull", "they need registries; tests/pull.rs"),
