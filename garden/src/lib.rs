@@ -11,6 +11,7 @@ pub mod checks;
 pub mod client;
 mod container;
 pub mod depot;
+pub mod devices;
 pub mod env;
 pub mod error;
 pub mod events;

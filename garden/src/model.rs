@@ -15,6 +15,7 @@ use garden_peas::health::HealthState;
 use serde::{Deserialize, Serialize};
 
 use crate::checks::CheckSpec;
+use crate::devices::{DeviceRule, DeviceSpec};
 
 /// The longest handle or process id: a file name with room for a suffix.
 pub const MAX_ID_LENGTH: usize = 200;
@@ -363,6 +364,12 @@ pub struct ContainerSpec {
     pub properties: BTreeMap<String, String>,
     /// No user namespace, all capabilities, no seccomp filter.
     pub privileged: bool,
+    /// Devices of the host that appear in it and in its peas.
+    #[serde(default)]
+    pub devices: Vec<DeviceSpec>,
+    /// What may be done with devices, beside the usual ones and those above.
+    #[serde(default)]
+    pub device_rules: Vec<DeviceRule>,
     /// Limits.
     pub limits: Limits,
     /// How long it may be unused before it is destroyed; `None` is for ever.

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use garden::devices::{DeviceRule, DeviceSpec};
 use garden::model::{BindMount, ContainerSpec, DiskLimit, DiskScope, Handle, Limits};
 
 use super::health_args::HealthArgs;
@@ -47,6 +48,12 @@ pub(crate) struct ContainerArgs {
     /// Host path inside the container, writable unless `:ro`; repeatable
     #[arg(long, short, value_name = "SRC:DST[:ro|rw]", value_parser = values::volume)]
     volume: Vec<BindMount>,
+    /// Device of the host inside the container and its peas; repeatable
+    #[arg(long, value_name = "SRC[:DST][:rwm]", value_parser = values::device)]
+    device: Vec<DeviceSpec>,
+    /// What may be done with devices, like "c 10:200 rwm"; "deny" in front takes away; repeatable
+    #[arg(long, value_name = "RULE", value_parser = values::device_rule)]
+    device_cgroup_rule: Vec<DeviceRule>,
     /// Free text by key, kept with the container; repeatable
     #[arg(long, value_name = "K=V", value_parser = values::assignment)]
     property: Vec<String>,
@@ -107,6 +114,8 @@ impl ContainerArgs {
                 .collect(),
             grace_time: self.grace_time.map(std::time::Duration::from_secs),
             privileged: self.privileged,
+            devices: self.device.clone(),
+            device_rules: self.device_cgroup_rule.clone(),
             limits: self.share.add_to(Limits {
                 memory_bytes: self.memory,
                 pids: self.pids,
