@@ -20,7 +20,7 @@ use garden_sys::bpf::{self, LoadError};
 
 use super::files::{self, put};
 use super::{CgroupError, failed};
-use crate::devices::{DeviceRule, MOST};
+use crate::devices::DeviceRule;
 
 /// Devices that every container may use; `m` everywhere: a node may be made, though not opened.
 const COMMON: [&str; 11] = [
@@ -248,6 +248,7 @@ fn is_disk(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::MOST;
 
     #[test]
     fn disks_are_told_from_what_is_made_of_them() {
