@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use garden::devices::{DeviceRule, DeviceSpec};
 use garden::model::{BindMount, Handle, IdError, PortMapping, ProcessId, Rlimit};
 use garden_rootfs::Space;
 
@@ -177,6 +178,39 @@ pub(crate) fn volume(text: &str) -> Result<BindMount, String> {
     })
 }
 
+/// `SOURCE[:DESTINATION][:ACCESS]`, as Docker has it.
+pub(crate) fn device(text: &str) -> Result<DeviceSpec, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is not a device: write its node, where it is to appear below /dev if not at \
+             the same place, and some of rwm, like /dev/sdb:/dev/data:r"
+        )
+    };
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, destination, access) = match *parts.as_slice() {
+        [source] => (source, source, "rwm"),
+        [source, second] if second.starts_with('/') => (source, second, "rwm"),
+        [source, access] => (source, source, access),
+        [source, destination, access] => (source, destination, access),
+        _ => return Err(wrong()),
+    };
+    if !source.starts_with('/') || !destination.starts_with('/') {
+        return Err(wrong());
+    }
+    Ok(DeviceSpec {
+        source: source.into(),
+        destination: destination.into(),
+        access: access.parse().map_err(|_| wrong())?,
+        node: None,
+    })
+}
+
+/// `[deny ]KIND MAJOR:MINOR ACCESS`, as cgroup v1 has it.
+pub(crate) fn device_rule(text: &str) -> Result<DeviceRule, String> {
+    text.parse()
+        .map_err(|error: garden::devices::RuleError| error.to_string())
+}
+
 /// `NAME=N`, where N may be `unlimited`.
 pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
     let wrong = || {
@@ -279,6 +313,28 @@ pub(crate) fn icmp(text: &str) -> Result<(u8, Option<u8>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_are_read_like_dockers() {
+        let read = |text: &str| {
+            let device = device(text).unwrap();
+            let (source, destination) = (device.source.display(), device.destination.display());
+            format!("{source} {destination} {}", device.access)
+        };
+        assert_eq!(read("/dev/sdb"), "/dev/sdb /dev/sdb rwm");
+        assert_eq!(read("/dev/sdb:r"), "/dev/sdb /dev/sdb r");
+        assert_eq!(read("/dev/sdb:/dev/x"), "/dev/sdb /dev/x rwm");
+        assert_eq!(read("/dev/sdb:/dev/x:rw"), "/dev/sdb /dev/x rw");
+        for wrong in [
+            "sdb",
+            "/dev/sdb:x",
+            "/dev/sdb:",
+            "/dev/sdb:x:r",
+            "/a:/b:r:m",
+        ] {
+            assert!(device(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn parts_of_a_disk() {

@@ -13,6 +13,7 @@ pub mod connection;
 mod container;
 pub mod debug;
 pub mod depot;
+pub mod devices;
 pub mod env;
 pub mod error;
 pub mod events;

@@ -16,6 +16,7 @@ use garden_peas::health::HealthState;
 use serde::{Deserialize, Serialize};
 
 use crate::checks::CheckSpec;
+use crate::devices::{DeviceRule, DeviceSpec};
 
 /// The longest handle or process id: a file name with room for a suffix.
 pub const MAX_ID_LENGTH: usize = 200;
@@ -364,6 +365,12 @@ pub struct ContainerSpec {
     pub properties: BTreeMap<String, String>,
     /// No user namespace, all capabilities, no seccomp filter.
     pub privileged: bool,
+    /// Devices of the host that appear in it and in its peas.
+    #[serde(default)]
+    pub devices: Vec<DeviceSpec>,
+    /// What may be done with devices, beside the usual ones and those above.
+    #[serde(default)]
+    pub device_rules: Vec<DeviceRule>,
     /// Nothing can be written to its root filesystem; bind mounts are as they say.
     #[serde(default)]
     pub read_only: bool,

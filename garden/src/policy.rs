@@ -68,6 +68,21 @@ impl Policy {
         )))
     }
 
+    /// Says why an unprivileged process did not start, when that is because its AppArmor profile is
+    /// not loaded: the kernel only says that there is no such file. Blocks for a small file.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let Some(profile) = &self.apparmor else {
+            return error;
+        };
+        match std::fs::read_to_string("/sys/kernel/security/apparmor/profiles") {
+            Ok(loaded) if !is_loaded(&loaded, profile) => Error::Invalid(format!(
+                "the AppArmor profile {profile} is not loaded: load it with apparmor_parser -r FILE, \
+                 or start the server without --apparmor"
+            )),
+            _ => error,
+        }
+    }
+
     /// What confines processes of one kind of container.
     pub(crate) fn confinement(&self, privileged: bool) -> Confinement<'_> {
         if privileged {
@@ -116,6 +131,13 @@ impl Policy {
     }
 }
 
+/// Looks a profile up in the kernel's list, whose lines are `NAME (MODE)`.
+fn is_loaded(list: &str, profile: &str) -> bool {
+    list.lines()
+        .filter_map(|line| line.rsplit_once(" ("))
+        .any(|(name, _)| name == profile)
+}
+
 fn host_value(name: &str) -> Result<String, Error> {
     let path = format!("/proc/sys/{}", name.replace('.', "/"));
     std::fs::read_to_string(&path)
@@ -147,6 +169,13 @@ mod tests {
         let host = host_value("net.ipv4.tcp_keepalive_time").unwrap();
         assert_eq!(all["net.ipv4.tcp_keepalive_time"], host);
         assert!(!all.contains_key("net.ipv4.ping_group_range"));
+    }
+
+    #[test]
+    fn a_profile_is_known_by_its_whole_name() {
+        let list = "garden default (enforce)\ngarden (complain)\n";
+        assert!(is_loaded(list, "garden default") && is_loaded(list, "garden"));
+        assert!(!is_loaded(list, "default") && !is_loaded("", "garden"));
     }
 
     #[test]

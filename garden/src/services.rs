@@ -18,10 +18,12 @@ use crate::bundle::{self, IdRange};
 use crate::cgroup::{Cgroups, Devices};
 use crate::container::Container;
 use crate::depot::{ContainerRecord, Depot};
+use crate::devices;
 use crate::error::Error;
 use crate::events::Events;
 use crate::group_names::GroupNames;
 use crate::ids::{self, Pool};
+use crate::model::ContainerSpec;
 use crate::model::{DiskLimit, DiskMetrics, ImageRef};
 use crate::network::{self, Networks};
 use crate::policy::Policy;
@@ -239,12 +241,11 @@ impl Services {
         }
     }
 
-    /// Which shared group restricts the devices.
-    pub(crate) fn devices(privileged: bool) -> Devices {
-        if privileged {
-            Devices::Privileged
-        } else {
-            Devices::Unprivileged
+    /// What a container and its peas may do with devices.
+    pub(crate) fn devices(spec: &ContainerSpec) -> Devices {
+        Devices {
+            privileged: spec.privileged,
+            rules: devices::rules(&spec.devices, &spec.device_rules),
         }
     }
 

@@ -3,8 +3,12 @@
 use anyhow::Result;
 
 use crate::cli::{Cli, Outcome, Running};
+use crate::rootfs::Rootfs;
 use crate::server::Server;
 use crate::world::World;
+
+/// See `attacker/main.rs`.
+const ATTACKER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/attacker"));
 
 /// The container `app`, made of a busybox image, and its server.
 pub struct App<'w> {
@@ -25,10 +29,22 @@ impl<'w> App<'w> {
     /// Starts the container on this server.
     pub fn start_on(world: &World, server: Server<'w>) -> Result<Self> {
         let image = world.images()?.tar("app")?;
+        Self::start_of(server, image, &[])
+    }
+
+    /// Starts it with the program that attacks from inside in its image, and these flags.
+    pub fn start_hostile(world: &'w World, flags: &[&str]) -> Result<Self> {
+        let rootfs = Rootfs::busybox("hostile")?.file("bin/attacker", 0o755, ATTACKER);
+        let image = world.images()?.tar_of("hostile", &rootfs)?;
+        Self::start_of(world.server()?, image, flags)
+    }
+
+    /// Starts the container, made of this image.
+    pub fn start_of(server: Server<'w>, image: String, flags: &[&str]) -> Result<Self> {
         let script = "echo $$ > /tmp/pid; echo up; cat > /tmp/ended";
-        let args = [
-            "run", "--image", &image, "--name", "app", "--", "/bin/sh", "-c", script,
-        ];
+        let run = ["run", "--image", &image, "--name", "app"];
+        let command = ["--", "/bin/sh", "-c", script];
+        let args = [run.as_slice(), flags, &command].concat();
         let running = server.cli().start(&args)?;
         running.wait_stdout("up")?;
         Ok(Self {

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use garden_integration::{
-    App, DEADLINE, Leaks, Server, World, check, lines_of, skip, status_field, wait_until,
+    App, DEADLINE, Leaks, Rootfs, Server, World, check, lines_of, skip, status_field, wait_until,
 };
 
 /// Creates a container of the usual image with these flags.
@@ -296,15 +296,26 @@ fn confined_by_apparmor(world: &World) -> Result<()> {
         _ => return skip("apparmor_parser"),
     }
     let tried = (|| {
+        let unknown = world.server_with(&["--apparmor", "garden-it-not-loaded"])?;
+        let image = world.images()?.tar("app")?;
+        let outcome = unknown.cli().run(&["create", "--image", &image])?;
+        outcome.expect_one_line(&["garden-it-not-loaded", "load"])?;
+        drop(unknown);
         let server = world.server_with(&["--apparmor", &name])?;
         let app = App::start_on(world, server)?;
-        let label = "cat /proc/self/attr/current";
+        // A directory of its own since Linux 5.8.
+        let label = |pid: &str| {
+            let attributes = format!("/proc/{pid}/attr");
+            format!("cat {attributes}/apparmor/current 2>/dev/null || cat {attributes}/current")
+        };
+        let own = label("self");
         for text in [
-            app.exec("cat /proc/1/attr/current")?,
-            app.exec(label)?,
-            app.pea("root", label)?,
+            app.exec(&label("1"))?,
+            app.exec(&own)?,
+            app.exec_as("vcap", &own)?,
+            app.pea("root", &own)?,
         ] {
-            ensure!(text.starts_with(&name), "{text}");
+            ensure!(text.trim() == format!("{name} (enforce)"), "{text}");
         }
         let secret = "(echo x > /tmp/secret) 2>/dev/null && echo done || echo refused";
         ensure!(app.exec(secret)?.trim() == "refused");
@@ -312,6 +323,22 @@ fn confined_by_apparmor(world: &World) -> Result<()> {
         create(world, &app.server, "power", &["--privileged"])?;
         let free = exec(&app.server, "power", secret)?;
         ensure!(free.trim() == "done", "privileged: {free}");
+        // CVE-2019-16884, CVE-2023-28642: an image that leads the runtime's label astray, which then
+        // says that all is well.
+        let fake = Rootfs::busybox("fake")?
+            .directory("fake", 0o755, 0)
+            .directory("fake/self", 0o755, 0)
+            .directory("fake/self/attr", 0o777, 0)
+            .file("fake/self/attr/exec", 0o666, b"")
+            .symlink("proc", "/fake");
+        let fake = world.images()?.tar_of("fake", &fake)?;
+        let command = ["--", "/bin/sh", "-c", secret];
+        for start in [vec!["run"], vec!["pea", "run", "app"]] {
+            let args = [&start[..], &["--image", &fake], &command].concat();
+            let outcome = app.cli().run(&args)?;
+            let confined = outcome.code != Some(0) || outcome.stdout.trim() == "refused";
+            ensure!(confined, "{start:?}: {outcome:?}");
+        }
         app.end()
     })();
     let _ = load("-R");

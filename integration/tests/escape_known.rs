@@ -56,11 +56,14 @@ fn cve_2019_5736_the_runtimes_own_program() {
 fn cve_2024_21626_working_directory_by_descriptor() {
     check(|world| {
         let app = App::start(world)?;
+        // As long as the flag is what it is here.
+        let usual = ["exec", "app", "--cwd", "/tmp", "--", "/bin/pwd"];
+        ensure!(app.cli().output(&usual)? == "/tmp\n");
         for number in 0..40 {
             let directory = format!("/proc/self/fd/{number}");
             for path in [directory.clone(), format!("{directory}/../../..")] {
                 let script = "ls / ; cat /etc/image; ls ../../../../..";
-                let args = ["exec", "app", "--dir", &path, "--", "/bin/sh", "-c", script];
+                let args = ["exec", "app", "--cwd", &path, "--", "/bin/sh", "-c", script];
                 let outcome = app.cli().run(&args)?;
                 let inside = outcome.code != Some(0) || outcome.stdout.contains("app");
                 ensure!(inside, "{path}: {outcome:?}");
@@ -83,8 +86,11 @@ fn cve_2024_45310_directories_made_through_links() {
         let probe = world.directory().join("made-outside");
         let target = probe.display();
         app.exec(&format!("mkdir -p /trap && ln -s {target} /trap/way"))?;
-        let args = ["exec", "app", "--dir", "/trap/way/deep", "--", "/bin/true"];
-        app.cli().run(&args)?;
+        for (directory, made) in [("/trap/deep", true), ("/trap/way/deep", false)] {
+            let args = ["exec", "app", "--cwd", directory, "--", "/bin/true"];
+            let outcome = app.cli().run(&args)?;
+            ensure!(outcome.code == Some(0) || !made, "{outcome:?}");
+        }
         ensure!(!probe.exists(), "a directory was made on the host");
         app.end()
     });

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use garden::devices::{DeviceRule, DeviceSpec};
 use garden::model::{BindMount, ContainerSpec, DiskLimit, DiskScope, Handle, Limits, PortMapping};
 
 use super::health_args::HealthArgs;
@@ -53,6 +54,12 @@ pub(crate) struct ContainerArgs {
     /// Host path inside the container, writable unless `:ro`; repeatable
     #[arg(long, short, value_name = "SRC:DST[:ro|rw]", value_parser = values::volume)]
     volume: Vec<BindMount>,
+    /// Device of the host inside the container and its peas; repeatable
+    #[arg(long, value_name = "SRC[:DST][:rwm]", value_parser = values::device)]
+    device: Vec<DeviceSpec>,
+    /// What may be done with devices, like "c 10:200 rwm"; "deny" in front takes away; repeatable
+    #[arg(long, value_name = "RULE", value_parser = values::device_rule)]
+    device_cgroup_rule: Vec<DeviceRule>,
     /// Address or subnet of its own, outside of the server's pool, like 10.1.0.0/24
     #[arg(long, value_name = "CIDR")]
     network: Option<String>,
@@ -122,6 +129,8 @@ impl ContainerArgs {
                 .collect(),
             grace_time: self.grace_time.map(std::time::Duration::from_secs),
             privileged: self.privileged,
+            devices: self.device.clone(),
+            device_rules: self.device_cgroup_rule.clone(),
             network: self.network.clone(),
             net_in: self.publish.clone(),
             read_only: self.read_only,

@@ -19,6 +19,7 @@ pub use capabilities::{PRIVILEGED, UNPRIVILEGED, held_by_host};
 pub use mounts::StagedBind;
 pub use process::ProcessInput;
 
+use crate::devices::DeviceSpec;
 use crate::error::Error;
 
 /// A range of ids of a user namespace: `size` ids from `inside` are those from `outside`.
@@ -43,6 +44,8 @@ pub struct ContainerInput<'a> {
     pub ids: &'a [IdRange],
     /// Its bind mounts, as the shim will have staged them.
     pub binds: &'a [StagedBind],
+    /// Devices of the host that appear inside; unprivileged ones have them among their binds.
+    pub devices: &'a [DeviceSpec],
     /// Whether its view of its cgroups is several bind mounts, which need a place to be.
     pub cgroup_tmpfs: bool,
     /// Whether its root filesystem is read-only.
@@ -60,7 +63,7 @@ pub fn init(container: &ContainerInput<'_>, process: &ProcessInput<'_>) -> Resul
         .namespaces(namespaces::own(container.privileged))
         .masked_paths(linux::masked_paths(container.privileged))
         .readonly_paths(Vec::<String>::new())
-        .devices(linux::devices(container.privileged)?)
+        .devices(linux::devices(container.privileged, container.devices)?)
         .sysctl(container.sysctls.clone());
     let linux = if container.privileged {
         linux
@@ -108,7 +111,7 @@ pub fn pea(container: &ContainerInput<'_>, process: &ProcessInput<'_>) -> Result
         ))
         .masked_paths(linux::masked_paths(container.privileged))
         .readonly_paths(Vec::<String>::new())
-        .devices(linux::devices(container.privileged)?)
+        .devices(linux::devices(container.privileged, container.devices)?)
         .build()
         .map_err(invalid)?;
     SpecBuilder::default()
@@ -150,6 +153,7 @@ mod tests {
             privileged,
             hostname: "h",
             ids: IDS,
+            devices: &[],
             binds: &[],
             cgroup_tmpfs: false,
             read_only: false,

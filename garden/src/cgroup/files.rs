@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::host::Hierarchy;
 use super::limit::missing_controller;
-use super::{CgroupError, Devices, devices, failed};
+use super::{CgroupError, failed};
 
 /// Makes a directory and its parents; they may exist.
 pub(super) fn make(path: &Path) -> Result<(), CgroupError> {
@@ -63,13 +63,6 @@ pub(super) fn prepare_parent(hierarchy: &Hierarchy, path: &Path) -> Result<(), C
             delegate(above);
         }
         delegate(path);
-    }
-    if hierarchy.has("devices") && !hierarchy.unified {
-        for kind in [Devices::Unprivileged, Devices::Privileged] {
-            let group = path.join(devices::group(kind));
-            make(&group)?;
-            devices::restrict(&group, kind)?;
-        }
     }
     Ok(())
 }

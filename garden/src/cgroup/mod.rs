@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use devices::Devices;
 pub use host::{Hierarchies, Hierarchy};
 pub use oom::{Alarm, Listening};
 pub use usage::{MemoryUsage, Usage};
@@ -66,6 +67,21 @@ pub enum CgroupError {
     /// A limit that the kernel would not take.
     #[error("{0}")]
     OutOfRange(String),
+    /// What a group's processes may do with devices cannot be restricted on this host.
+    #[error(
+        "which devices are used cannot be restricted on this host: {0}; leave device rules out and \
+         make the container unprivileged, or give the server CAP_BPF and CAP_NET_ADMIN"
+    )]
+    NoDevices(String),
+    /// The kernel refused the program that restricts devices.
+    #[error("cannot restrict the devices of {}", path.display())]
+    Program {
+        /// The group.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: garden_sys::bpf::LoadError,
+    },
     /// A memory limit below what is in use and cannot be given up.
     #[error(
         "{used} bytes of memory are in use in {} and cannot be dropped: a limit of {wanted} would \
@@ -88,7 +104,7 @@ impl CgroupError {
 
     /// Whether the caller asked for what cannot be, rather than the host failing.
     pub fn is_callers(&self) -> bool {
-        !matches!(self, Self::Io { .. })
+        !matches!(self, Self::Io { .. } | Self::Program { .. })
     }
 }
 
@@ -123,6 +139,7 @@ pub struct Cgroups {
     /// Name of the parent of all groups, relative to each hierarchy's mount.
     parent: PathBuf,
     policy: Policy,
+    devices: devices::Control,
     /// Held while this server lives: what stands below the parent is its own, and it removes what
     /// it does not know.
     _lock: Arc<OwnedFd>,
@@ -187,16 +204,6 @@ enum Entry {
     Joined,
 }
 
-/// Which processes may use which devices (v1 `devices` hierarchy): shared by all containers of
-/// a kind, written once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Devices {
-    /// The default nodes.
-    Unprivileged,
-    /// The default nodes and `/dev/fuse`.
-    Privileged,
-}
-
 impl Cgroups {
     /// Finds the host's hierarchies and makes the parents of all groups.
     ///
@@ -219,16 +226,21 @@ impl Cgroups {
             .next()
             .map(|first| first.path.join(&parent));
         let lock = files::lock(&first.unwrap_or_default())?;
+        let devices = devices::Control::find(hierarchies.devices().is_some());
         let cgroups = Self {
             hierarchies,
             parent,
             policy,
+            devices,
             _lock: Arc::new(lock),
         };
         for hierarchy in cgroups.hierarchies.used() {
             let path = hierarchy.path.join(&cgroups.parent);
             files::make(&path)?;
             files::prepare_parent(hierarchy, &path)?;
+        }
+        if let Some(hierarchy) = cgroups.hierarchies.devices() {
+            devices::prepare_v1(&hierarchy.path.join(&cgroups.parent))?;
         }
         Ok(cgroups)
     }
@@ -256,9 +268,10 @@ impl Cgroups {
         place: &Place<'_>,
         limits: &Limits,
         within: &Limits,
-        devices: Devices,
+        devices: &Devices,
     ) -> Result<Group, CgroupError> {
         limit::check(limits)?;
+        self.check_devices(devices)?;
         limit::unsupported(limits, |controller| self.hierarchies.has(controller))?;
         // The first directory reserves the name: who fails there has nothing to undo, and must
         // not remove what belongs to the group's owner.
@@ -283,13 +296,16 @@ impl Cgroups {
         relative: &Path,
         place: &Place<'_>,
         limits: &Limits,
-        devices: Devices,
+        devices: &Devices,
         entry: Entry,
     ) -> Result<Group, CgroupError> {
         let mut group = Group::default();
         for hierarchy in self.hierarchies.per_group() {
             let path = hierarchy.path.join(relative);
             files::make(&path)?;
+            if hierarchy.unified && !matches!(place, Place::Nested { .. }) {
+                self.devices.restrict(&path, devices)?;
+            }
             if !(hierarchy.unified && matches!(place, Place::Container(_))) {
                 let when = match entry {
                     Entry::Born => When::BeforeProgram,
@@ -311,7 +327,10 @@ impl Cgroups {
             };
             group.enter(hierarchy, &leaf, entry)?;
         }
-        self.restrict_devices(&mut group, devices)?;
+        if let (Some(path), false) = (self.own_devices(place), devices.rules.is_empty()) {
+            devices::restrict_v1(&path, devices)?;
+        }
+        self.enter_devices(&mut group, place, devices)?;
         Ok(group)
     }
 
@@ -331,7 +350,7 @@ impl Cgroups {
         &self,
         container: &str,
         limits: &Limits,
-        devices: Devices,
+        devices: &Devices,
     ) -> Result<Group, CgroupError> {
         let entry = self.entry(&[limits]);
         let relative = self.relative(&Place::Container(container));
@@ -345,17 +364,61 @@ impl Cgroups {
             };
             group.enter(hierarchy, &leaf, entry)?;
         }
-        self.restrict_devices(&mut group, devices)?;
+        self.enter_devices(&mut group, &Place::Container(container), devices)?;
         Ok(group)
     }
 
-    /// Adds the shared group that restricts devices, where the host has them in v1.
-    fn restrict_devices(&self, group: &mut Group, kind: Devices) -> Result<(), CgroupError> {
-        if let Some(hierarchy) = self.hierarchies.devices() {
-            let parent = hierarchy.path.join(&self.parent);
-            group.enter(hierarchy, &parent.join(devices::group(kind)), Entry::Joined)?;
+    /// Refuses what this host cannot restrict, before anything is made.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoDevices`], [`CgroupError::OutOfRange`].
+    pub fn check_devices(&self, devices: &Devices) -> Result<(), CgroupError> {
+        self.devices.check(devices)
+    }
+
+    /// Has a group that exists restricted as its record says, where an older server left it with
+    /// other rules. On v1 nothing is done: rules of groups in use stay.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn settle_devices(&self, place: &Place<'_>, devices: &Devices) -> Result<(), CgroupError> {
+        match &self.hierarchies.unified {
+            Some(unified) => {
+                let path = unified.path.join(self.relative(place));
+                self.devices.restrict(&path, devices)
+            }
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Where the v1 group for devices of a group with rules of its own is; a nested pea's is its
+    /// container's.
+    fn own_devices(&self, place: &Place<'_>) -> Option<PathBuf> {
+        let hierarchy = self.hierarchies.devices()?;
+        let name = match place {
+            Place::Container(name) | Place::Beside(name) => name,
+            Place::Nested { container, .. } => container,
+        };
+        let own = hierarchy.path.join(&self.parent).join(devices::OWN);
+        Some(own.join(name))
+    }
+
+    /// Adds the group that restricts devices, where the host has them in v1.
+    fn enter_devices(
+        &self,
+        group: &mut Group,
+        place: &Place<'_>,
+        devices: &Devices,
+    ) -> Result<(), CgroupError> {
+        let Some(hierarchy) = self.hierarchies.devices() else {
+            return Ok(());
+        };
+        let shared = hierarchy.path.join(&self.parent);
+        let path = match self.own_devices(place) {
+            Some(own) if !devices.rules.is_empty() => own,
+            _ => shared.join(devices::shared(devices)),
+        };
+        group.enter(hierarchy, &path, Entry::Joined)
     }
 
     /// Kills everything in a group and below it. A group that is gone is no error.
@@ -411,7 +474,11 @@ impl Cgroups {
             let removed = files::remove_tree(&hierarchy.path.join(&relative));
             outcome = outcome.and(removed);
         }
-        outcome
+        let own = self.own_devices(place);
+        match own.filter(|_| !matches!(place, Place::Nested { .. })) {
+            Some(own) => outcome.and(files::remove_tree(&own)),
+            None => outcome,
+        }
     }
 
     /// Names of all groups directly below the parent, in any hierarchy: for finding leftovers.
@@ -421,6 +488,10 @@ impl Cgroups {
             .per_group()
             .flat_map(|hierarchy| files::children(&hierarchy.path.join(&self.parent)))
             .collect();
+        if let Some(hierarchy) = self.hierarchies.devices() {
+            let own = hierarchy.path.join(&self.parent).join(devices::OWN);
+            names.extend(files::children(&own));
+        }
         names.sort_unstable();
         names.dedup();
         names

@@ -29,13 +29,13 @@ fn root_a_group_is_made_with_limits_and_removed_whole() {
     let place = Place::Container("c");
     let group = cgroups
         .0
-        .create(&place, &limits, &Limits::default(), Devices::Unprivileged)
+        .create(&place, &limits, &Limits::default(), &Devices::default())
         .unwrap();
     assert!(!group.joins.is_empty() || group.directory.is_some());
     assert!(
         cgroups
             .0
-            .create(&place, &limits, &Limits::default(), Devices::Unprivileged)
+            .create(&place, &limits, &Limits::default(), &Devices::default())
             .is_err()
     );
     assert_eq!(
@@ -53,7 +53,7 @@ fn root_a_group_is_made_with_limits_and_removed_whole() {
             &nested,
             &Limits::default(),
             &Limits::default(),
-            Devices::Unprivileged,
+            &Devices::default(),
         )
         .unwrap();
     let pids = cgroups
@@ -85,7 +85,7 @@ fn root_killing_a_group_ends_what_is_in_it() {
             &place,
             &Limits::default(),
             &Limits::default(),
-            Devices::Unprivileged,
+            &Devices::default(),
         )
         .unwrap();
     let mut child = std::process::Command::new("sleep")

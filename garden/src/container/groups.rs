@@ -7,7 +7,7 @@
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Container, peas};
-use crate::cgroup::{CgroupError, Cgroups, Place};
+use crate::cgroup::{CgroupError, Cgroups, Devices, Place};
 
 /// The groups of one container, as its records name them now.
 #[derive(Debug)]
@@ -47,6 +47,21 @@ impl Groups {
     pub(crate) fn kill(&self, cgroups: &Cgroups) -> Result<(), CgroupError> {
         self.places()
             .map(|place| cgroups.kill(&place))
+            .fold(Ok(()), Result::and)
+    }
+
+    /// Has their devices restricted as the container's record says.
+    ///
+    /// # Errors
+    /// The first refusal of the kernel, after all were tried.
+    pub(crate) fn settle_devices(
+        &self,
+        cgroups: &Cgroups,
+        devices: &Devices,
+    ) -> Result<(), CgroupError> {
+        self.places()
+            .filter(|place| cgroups.exists(place))
+            .map(|place| cgroups.settle_devices(&place, devices))
             .fold(Ok(()), Result::and)
     }
 

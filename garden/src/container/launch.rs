@@ -3,6 +3,7 @@
 //! Every start is the same chain: cgroup files to join, pipes, the specification, the request.
 //! Nothing here makes or removes cgroups and root filesystems; whoever calls owns those.
 
+use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::process::Streams;
 use crate::bundle::StagedBind;
 use crate::cgroup::{Cgroups, Group, Place};
+use crate::devices::{DeviceSpec, Node};
 use crate::error::Error;
 use crate::model::BindMount;
 use crate::process::streams::{Input, Output, reader, writer};
@@ -234,6 +236,43 @@ pub(crate) fn open_binds(
         passed.add(Role::Bind { index, directory }, mount);
     }
     Ok(staged)
+}
+
+/// Opens the nodes of devices, as binds: in a user namespace nobody can make a node. Blocks.
+///
+/// # Errors
+/// When a node is not there any more, or has become another device's.
+pub(crate) fn open_devices(
+    devices: &[DeviceSpec],
+    staged: &mut Vec<StagedBind>,
+    passed: &mut Passed,
+) -> Result<(), Error> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    for device in devices {
+        let failed = |error: std::io::Error| {
+            Error::Invalid(format!(
+                "the device {} cannot be used any more ({error})",
+                device.source.display()
+            ))
+        };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = open_tree(rustix::fs::CWD, &device.source, flags);
+        let mount = File::from(mount.map_err(|errno| failed(errno.into()))?);
+        let now = Node::of(&mount.metadata().map_err(failed)?);
+        // What the container was given is a device, not whatever has the name.
+        match (now, device.node) {
+            (Some(now), Some(before)) if now.is_same_device(&before) => {}
+            _ => return Err(failed(std::io::Error::other("it is another one now"))),
+        }
+        let mount = OwnedFd::from(mount);
+        let index = staged.len();
+        let bind = stage(&mount, index, device.destination.clone(), true)
+            .map_err(|errno| failed(errno.into()))?;
+        staged.push(bind);
+        let directory = false;
+        passed.add(Role::Bind { index, directory }, mount);
+    }
+    Ok(())
 }
 
 /// What the specification has to know of a mount that the supervisor will stage.

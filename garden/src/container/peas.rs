@@ -18,6 +18,7 @@ use super::process::Streams;
 use super::{Container, exits, names};
 use crate::bundle::{self, ContainerInput, ProcessInput};
 use crate::cgroup::{Group, Place};
+use crate::depot::ContainerRecord;
 use crate::error::Error;
 use crate::model::{BindMount, DiskLimit, Handle, ImageRef, Limits, ProcessSpec};
 use crate::runtime::shim::Shim;
@@ -163,9 +164,7 @@ impl parts::Launcher for Pod {
         let container = self.container()?;
         let record = container.record();
         let privileged = record.spec.privileged;
-        let group = self
-            .make_group(&record.cgroup, &instance, &process, privileged)
-            .await?;
+        let group = self.make_group(&record, &instance, &process).await?;
         let mut passed = Passed::default();
         let place = place(&record.cgroup, &instance, process.own_limits.is_some());
         let mut binds = launch::cgroup_views(&self.services.cgroups, &place, privileged);
@@ -175,6 +174,9 @@ impl parts::Launcher for Pod {
         let mut binds = launch::open_binds(&binds, &mut passed)?;
         let shared = names::open(container.dir.fd(), binds.len(), &mut passed)?;
         binds.extend(shared);
+        if !privileged {
+            launch::open_devices(&record.spec.devices, &mut binds, &mut passed)?;
+        }
         let ids = self.services.ids(&record);
         let owner = services::owner(&ids, &user)?;
         let mount = root
@@ -189,6 +191,7 @@ impl parts::Launcher for Pod {
             hostname: &hostname,
             ids: &ids,
             binds: &binds,
+            devices: &record.spec.devices,
             cgroup_tmpfs,
             read_only: false,
             sysctls: std::collections::HashMap::new(),
@@ -253,23 +256,22 @@ impl parts::Launcher for Pod {
 impl Pod {
     async fn make_group(
         &self,
-        cgroup: &str,
+        record: &ContainerRecord,
         instance: &str,
         process: &ProcessSpec,
-        privileged: bool,
     ) -> Result<Group, Error> {
         let services = Arc::clone(&self.services);
-        let (cgroup, instance) = (cgroup.to_owned(), instance.to_owned());
+        let (cgroup, instance) = (record.cgroup.clone(), instance.to_owned());
+        let devices = Services::devices(&record.spec);
         let (own, limits) = (process.own_limits.is_some(), limits(process));
         let within = if own {
             Limits::default()
         } else {
-            self.container()?.record().spec.limits
+            record.spec.limits.clone()
         };
         let made = self.services.files.run(move || {
             let place = place(&cgroup, &instance, own);
-            let devices = Services::devices(privileged);
-            services.cgroups.create(&place, &limits, &within, devices)
+            services.cgroups.create(&place, &limits, &within, &devices)
         });
         Ok(made.await??)
     }

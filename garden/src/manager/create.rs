@@ -26,6 +26,7 @@ use crate::container::exits::Exits;
 use crate::container::launch::{self, Passed, StartOrder};
 use crate::container::{self, Container, INIT, names, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
+use crate::devices;
 use crate::error::Error;
 use crate::events::EventKind;
 use crate::ids::on_host;
@@ -67,6 +68,7 @@ impl Manager {
         }
         let image = self.image_of(&spec)?;
         services.cgroups.check(&spec.limits)?;
+        spec = self.check_devices(spec).await?;
         services.networks.check(&spec)?;
         spec.image = Some(image.clone());
         let checks = std::mem::take(&mut spec.checks);
@@ -111,6 +113,21 @@ impl Manager {
                 Err(error)
             }
         }
+    }
+
+    /// Looks at the devices that are asked for, and refuses what this host cannot restrict.
+    async fn check_devices(&self, mut spec: ContainerSpec) -> Result<ContainerSpec, Error> {
+        let cgroups = self.services().cgroups.clone();
+        if spec.devices.is_empty() && spec.device_rules.is_empty() {
+            cgroups.check_devices(&Services::devices(&spec))?;
+            return Ok(spec);
+        }
+        let checked = self.services().files.run(move || {
+            devices::resolve(&mut spec.devices, &spec.device_rules)?;
+            cgroups.check_devices(&Services::devices(&spec))?;
+            Ok::<_, Error>(spec)
+        });
+        checked.await?
     }
 
     fn image_of(&self, spec: &ContainerSpec) -> Result<ImageRef, Error> {
@@ -251,12 +268,16 @@ impl Manager {
         let directory =
             directory.map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
         let (name, ids) = (handle.clone(), record.ids.clone());
+        let nodes = record.spec.devices.clone();
         let shared = Arc::clone(services);
         let opened = services.files.run(move || {
             let mut passed = Passed::default();
             let mut staged = launch::open_binds(&binds, &mut passed)?;
             names::make(directory.as_fd(), &name, on_host(&ids, 0).unwrap_or(0))?;
             staged.extend(names::open(directory.as_fd(), staged.len(), &mut passed)?);
+            if !privileged {
+                launch::open_devices(&nodes, &mut staged, &mut passed)?;
+            }
             let sysctls = shared.options.policy.sysctls(privileged, &ids)?;
             Ok::<_, Error>((staged, passed, sysctls))
         });
@@ -285,6 +306,7 @@ impl Manager {
             hostname: &hostname,
             ids: &record.ids,
             binds: &staged,
+            devices: &record.spec.devices,
             cgroup_tmpfs,
             read_only: record.spec.read_only,
             sysctls,
@@ -303,7 +325,14 @@ impl Manager {
             privileged,
             terminal: None,
         };
-        let (pid, _) = launch::start(shim, order, passed).await?;
+        let started = launch::start(shim, order, passed).await;
+        let (pid, _) = started.map_err(|error| {
+            if privileged {
+                error
+            } else {
+                services.options.policy.explain(error)
+            }
+        })?;
         let roots = &services.roots;
         roots.hold(&record.instance, rootfs.volatile, rootfs.mount);
         Ok(pid)
@@ -348,10 +377,10 @@ async fn stage<T, E>(
 async fn make_group(services: &Arc<Services>, record: &ContainerRecord) -> Result<Group, Error> {
     let cgroups = services.cgroups.clone();
     let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
-    let devices = Services::devices(record.spec.privileged);
+    let devices = Services::devices(&record.spec);
     let made = services
         .files
-        .run(move || cgroups.create(&Place::Container(&name), &limits, &limits, devices));
+        .run(move || cgroups.create(&Place::Container(&name), &limits, &limits, &devices));
     Ok(made.await??)
 }
 

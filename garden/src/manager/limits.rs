@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::Manager;
 use crate::cgroup::Place;
 use crate::container::Container;
+use crate::container::groups::Groups;
 use crate::error::Error;
 use crate::model::{Handle, Limits, LimitsChange, LimitsInForce};
+use crate::services::Services;
 
 impl Manager {
     /// Changes limits of a container that runs; returns those that hold then. Changes of one
@@ -85,7 +87,7 @@ async fn write(container: &Container, before: Limits, after: Limits) -> Result<(
 }
 
 /// Writes again what a server that died may have left half written: a change of limits, a lowered
-/// share of the CPU. For a container that was found after a restart.
+/// share of the CPU, device rules. For a container that was found after a restart.
 pub(super) async fn settle(container: &Arc<Container>) {
     let record = container.record();
     let limits = record.spec.limits;
@@ -108,6 +110,16 @@ pub(super) async fn settle(container: &Arc<Container>) {
     } else {
         Ok(())
     };
+    let devices = Services::devices(&container.record().spec);
+    let (held, cgroups) = (Arc::clone(container), container.services.cgroups.clone());
+    let settled = files.run(move || Groups::of(&held).settle_devices(&cgroups, &devices));
+    let settled = settled
+        .await
+        .map_err(Error::from)
+        .and_then(|done| Ok(done?));
+    if let Err(error) = settled {
+        tracing::warn!(handle = %container.handle, error = error.report(), "its device rules may be old ones");
+    }
     if let Err(error) = done {
         tracing::warn!(handle = %container.handle, error = error.report(), "its limits may be old ones");
     }

@@ -304,16 +304,18 @@ async fn prepare(
     let container = Arc::clone(container);
     let services = Arc::clone(&container.services);
     let (cgroup, limits) = (record.cgroup.clone(), record.spec.limits.clone());
-    let devices = Services::devices(record.spec.privileged);
+    let devices = Services::devices(&record.spec);
     let prepared = files.run(move || {
         let user = users::resolve(container.root()?, user.as_deref().unwrap_or_default())?;
         let group = match &instance {
-            None => services.cgroups.open_container(&cgroup, &limits, devices)?,
+            None => services
+                .cgroups
+                .open_container(&cgroup, &limits, &devices)?,
             Some(instance) => {
                 let place = peas::place(&cgroup, instance, false);
                 services
                     .cgroups
-                    .create(&place, &Limits::default(), &limits, devices)?
+                    .create(&place, &Limits::default(), &limits, &devices)?
             }
         };
         Ok::<_, Error>((user, group))

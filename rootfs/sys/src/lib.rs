@@ -8,6 +8,7 @@
 //!
 //! Each wrapper names the first kernel that has its call.
 
+pub mod bpf;
 pub mod btrfs;
 pub mod fds;
 pub mod mount;

@@ -10,6 +10,7 @@ use super::limits::WireLimits;
 use super::net::{WireNetOutRule, WirePorts};
 use super::zero;
 use crate::checks::CheckSpec;
+use crate::devices::{DeviceRule, DeviceSpec};
 use crate::error::Error;
 use crate::model::{BindMount, ContainerSpec, Handle, ImageRef, NetOutRule};
 
@@ -41,6 +42,11 @@ pub(crate) struct WireContainerSpec {
     pub(crate) netout_rules: Vec<WireNetOutRule>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) netin: Vec<WirePorts>,
+    /// Of our own: devices of the host, and what may be done with devices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) devices: Vec<DeviceSpec>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) device_rules: Vec<DeviceRule>,
     /// Of our own: checks of its health.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) checks: Vec<CheckSpec>,
@@ -189,6 +195,8 @@ impl TryFrom<WireContainerSpec> for ContainerSpec {
             network: (!wire.network.is_empty()).then_some(wire.network),
             net_in: wire.netin.into_iter().map(Into::into).collect(),
             net_out: all::<_, NetOutRule>(wire.netout_rules)?,
+            devices: wire.devices,
+            device_rules: wire.device_rules,
             checks: wire.checks,
         })
     }
@@ -214,6 +222,8 @@ impl From<&ContainerSpec> for WireContainerSpec {
             limits: (&spec.limits).into(),
             netout_rules: spec.net_out.iter().map(Into::into).collect(),
             netin: spec.net_in.iter().copied().map(Into::into).collect(),
+            devices: spec.devices.clone(),
+            device_rules: spec.device_rules.clone(),
             checks: spec.checks.clone(),
         }
     }
