@@ -5,7 +5,6 @@
 //! as the product promises; the world removes them in the end.
 
 use std::fs::OpenOptions;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -85,7 +84,8 @@ impl<'w> Server<'w> {
             if let Some(status) = child.try_wait()? {
                 anyhow::bail!("the server ended at once: {status}");
             }
-            Ok(UnixStream::connect(&self.socket).is_ok())
+            // The socket is there before anybody answers.
+            Ok(http::ask(&self.socket, "GET", "/ping", None).is_ok())
         });
         self.child = Some(child);
         served.with_context(|| format!("starting the server, pid {pid}"))

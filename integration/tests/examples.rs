@@ -8,13 +8,19 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
-use garden_integration::{Cli, World, check};
+use garden_integration::{Cli, Internet, World, check};
 
 /// Not run here, but elsewhere: the beginning of the line, and where.
 const ELSEWHERE: [(&str, &str); 6] = [
     ("garden server", "every test starts servers"),
-    ("garden setup", "it is about the whole host; tests/serving.rs"),
-    ("garden cleanup", "it is about the whole host; tests/serving.rs"),
+    (
+        "garden setup",
+        "it is about the whole host; tests/serving.rs",
+    ),
+    (
+        "garden cleanup",
+        "it is about the whole host; tests/serving.rs",
+    ),
     ("garden scale", "it takes minutes; ci/bars"),
     ("garden repro", "it needs a disk of its own; tests/repro.rs"),
     ("garden pull", "they need registries; tests/pull.rs"),
@@ -32,7 +38,8 @@ const PLACES: [(&str, &str); 1] = [("/etc/garden.toml", "garden.toml")];
 #[test]
 fn every_example_of_the_help_works() {
     check(|world| {
-        let server = world.server()?;
+        let internet = Internet::new(world)?;
+        let server = internet.server(&[])?;
         let cli = in_directory(world, server.cli())?;
         let listed = cli.output(&["examples"])?;
         let mut unused: BTreeSet<&str> = ELSEWHERE.iter().map(|(line, _)| *line).collect();

@@ -320,11 +320,12 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     // Before anything is begun: a port that is taken is noticed now.
     let debug = debug.map(Listen::bind).transpose()?;
     let starting = Hosted::start(args.manager()?, listen, serving);
-    // From now on a signal ends the server in order; while it starts there is nothing to finish.
+    // From now on a signal ends the server in order; while it starts there is nothing to finish,
+    // and it did what it was told.
     let mut interrupted = pin!(streams::interrupted());
     let hosted = tokio::select! {
         biased;
-        code = &mut interrupted => return Ok(code),
+        _ = &mut interrupted => return Ok(0),
         hosted = starting => hosted?,
     };
     if let Some(listeners) = debug {

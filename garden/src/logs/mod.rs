@@ -173,7 +173,7 @@ impl Logs {
         (instance, info, bytes): (&str, LogInfo, u64),
         outputs: Outputs,
     ) -> io::Result<()> {
-        let directory = Arc::new(open(container)?);
+        let directory = Arc::new(make(container)?);
         let mut all = lock(&self.0);
         let log = match all.get(instance) {
             Some(log) => Arc::clone(log),
@@ -213,14 +213,14 @@ impl Logs {
         process: &ProcessId,
         follow: bool,
     ) -> Result<LogStream, Error> {
-        let directory =
-            open(container).map_err(|error| Error::host("cannot open the logs", error))?;
         let newest = lock(&self.0)
             .values()
             .filter(|log| log.record.info.process == *process)
             .max_by_key(|log| log.record.info.since_ms)
             .cloned();
         let log = newest.ok_or_else(|| Error::ProcessNotFound(process.clone()))?;
+        let directory =
+            open(container).map_err(|error| Error::host("cannot open the logs", error))?;
         let (sender, lines) = mpsc::channel(4);
         let reader = Reader::new(Arc::new(directory), &log.instance);
         tokio::spawn(serve(log, reader, threads.clone(), sender, follow));
@@ -349,15 +349,25 @@ async fn serve(
     }
 }
 
+const DIRECTORY: &str = "logs";
+
 /// The directory of a container's logs, made when missing.
-fn open(container: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    const NAME: &str = "logs";
-    match rustix::fs::mkdirat(container, NAME, Mode::RWXU) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-        Err(errno) => return Err(errno.into()),
+fn make(container: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(container, DIRECTORY, Mode::RWXU) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => open(container),
+        Err(errno) => Err(errno.into()),
     }
+}
+
+/// The same, where a log was begun.
+fn open(container: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(container, NAME, flags, Mode::empty())?)
+    Ok(rustix::fs::openat(
+        container,
+        DIRECTORY,
+        flags,
+        Mode::empty(),
+    )?)
 }
 
 fn record_name(instance: &str) -> String {
