@@ -138,7 +138,7 @@ const GUARDIAN: [(&str, &str, Fate); 86] = [
     ("external-ip", "192.0.2.1", Network),
     ("port-pool-start", "61001", Network),
     ("port-pool-size", "4534", Network),
-    ("port-pool-properties-path", "/x", Unused),
+    ("port-pool-properties-path", "/x", Network),
     ("mtu", "1400", Network),
     ("network-plugin", "/x", Network),
     ("network-plugin-extra-arg", "--x", Network),
@@ -195,7 +195,7 @@ fn every_flag_of_guardian_has_a_fate() {
             // Arguments of a program are nothing without it.
             let program = flag
                 .strip_suffix("-extra-arg")
-                .filter(|one| one.ends_with("image-plugin"));
+                .filter(|one| one.ends_with("-plugin"));
             let program = program.map(|program| format!("--{program}=/x"));
             words.extend(program.as_deref());
             let said = cli.run(&words)?;
