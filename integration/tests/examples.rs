@@ -11,10 +11,24 @@ use anyhow::{Context, Result, bail, ensure};
 use garden_integration::{Cli, World, check};
 
 /// Not run here, but elsewhere: the beginning of the line, and where.
-const ELSEWHERE: [(&str, &str); 6] = [
+const ELSEWHERE: [(&str, &str); 8] = [
     ("garden server", "every test starts servers"),
-    ("garden setup", "it is about the whole host; tests/serving.rs"),
-    ("garden cleanup", "it is about the whole host; tests/serving.rs"),
+    (
+        "garden setup",
+        "it is about the whole host; tests/serving.rs",
+    ),
+    (
+        "garden cleanup",
+        "it is about the whole host; tests/serving.rs",
+    ),
+    (
+        "garden port",
+        "it needs a network of its own; tests/network.rs",
+    ),
+    (
+        "garden net-out",
+        "it needs a network of its own; tests/network.rs",
+    ),
     ("garden scale", "it takes minutes; ci/bars"),
     ("garden repro", "it needs a disk of its own; tests/repro.rs"),
     ("garden pull", "they need registries; tests/pull.rs"),
@@ -99,10 +113,11 @@ fn prepare(world: &World, cli: &Cli, line: &str) -> Result<()> {
         if made && exists {
             cli.output(&["rm", name])?;
         }
-        if made || exists || !word(name) && !line.contains(&format!(" {name} ")) {
+        let named = word(name) || line.contains(&format!(" {name}:"));
+        if made || exists || !named {
             continue;
         }
-        let home = "mkdir -p /home/vcap/app; chown -R vcap /home/vcap";
+        let home = "mkdir -p /home/vcap/app /var/log; touch /var/log/x; chown -R vcap /home/vcap";
         let script = match name {
             "web" => format!("{home}; touch /tmp/ok; echo up; exec sleep 10000"),
             "db" => "seq 1 20; exec sleep 10000".to_owned(),
