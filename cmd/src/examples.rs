@@ -2,7 +2,7 @@
 //!
 //! Printed by the hidden `garden examples`, by which a test finds and runs every one of them; a
 //! test here fails for a command without one. Examples follow a line that ends in `Example:` or
-//! `Examples:`, each indented by two spaces.
+//! `Examples:`, each indented by two spaces; behind two more there may be a word about it.
 
 use clap::Command;
 
@@ -47,7 +47,9 @@ fn of(command: &Command) -> Vec<String> {
     let mut examples: Vec<String> = Vec::new();
     let mut goes_on = false;
     while let Some(line) = lines.next().filter(|line| line.starts_with("  ")) {
+        // Behind two spaces there may stand what it does.
         let text = line.trim();
+        let text = text.split("  ").next().unwrap_or(text);
         let part = text.strip_suffix('\\').unwrap_or(text).trim_end();
         match examples.last_mut().filter(|_| goes_on) {
             Some(last) => {
@@ -126,8 +128,8 @@ mod tests {
 
     #[test]
     fn an_example_may_go_on_in_the_next_line() {
-        let command =
-            Command::new("x").after_help("Words.\n\nExamples:\n  a b \\\n    c\n  d\n\nMore.");
+        let command = Command::new("x")
+            .after_help("Words.\n\nExamples:\n  a b \\\n    c\n  d   what\n\nMore.");
         assert_eq!(of(&command), ["a b c", "d"]);
     }
 }

@@ -106,10 +106,11 @@ fn prepare(world: &World, cli: &Cli, line: &str) -> Result<()> {
         if made && exists {
             cli.output(&["rm", name])?;
         }
-        if made || exists || !word(name) && !line.contains(&format!(" {name} ")) {
+        let named = word(name) || line.contains(&format!(" {name}:"));
+        if made || exists || !named {
             continue;
         }
-        let home = "mkdir -p /home/vcap/app; chown -R vcap /home/vcap";
+        let home = "mkdir -p /home/vcap/app /var/log; touch /var/log/x; chown -R vcap /home/vcap";
         let script = match name {
             "web" => format!("{home}; touch /tmp/ok; echo up; exec sleep 10000"),
             "db" => "seq 1 20; exec sleep 10000".to_owned(),

@@ -24,12 +24,14 @@ use place::{End, Found, Place, Source, place};
 /// Copy files between a container and this host
 #[derive(Debug, Args)]
 #[command(after_help = "\
+DEST is a directory that exists, or a new name. A directory with /. behind it stands for what is in it.
+
 Examples:
-  garden cp web:/etc/hosts .              a file, into this directory
-  garden cp web:/var/log logs             a directory; as logs, or into it when it exists
-  garden cp web:/var/log/. logs           only what is in it
-  garden cp app web:/home/vcap -u vcap    the files will be vcap's
-  garden cp web:/etc - | tar -t           a tar on standard output; `-` first reads one")]
+  garden cp web:/etc/hosts .
+  garden cp web:/var/log logs
+  garden cp web:/var/log/. logs
+  garden cp app web:/home/vcap -u vcap
+  garden cp web:/etc - | tar -t")]
 pub(crate) struct CpArgs {
     /// What: NAME:PATH in a container, PATH here, or - for a tar on standard input
     #[arg(value_name = "SOURCE", value_parser = End::parse)]
