@@ -104,7 +104,7 @@ fn files_in_memory_are_counted() {
                 let within = !matches!(written, Some(Ok(bytes)) if bytes > most);
                 ensure!(within, "{place}: {outcome:?}");
                 ensure!(
-                    !matches!(written, None) || outcome.code != Some(0),
+                    written.is_some() || outcome.code != Some(0),
                     "{place}: {outcome:?}"
                 );
             }
