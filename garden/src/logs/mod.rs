@@ -2,7 +2,7 @@
 //!
 //! Only of a process whose specification asks for it (`log_bytes`), so that nothing changes for
 //! Garden's clients. A recorder is one more listener to a process's output, beside its attachments;
-//! it writes lines of JSON into a ring ([`crate::ring`]) in the container's directory, which is on a
+//! it writes lines of JSON into a ring (`ring.rs`) in the container's directory, which is on a
 //! tmpfs, goes with the container, and outlives both the process and a server.
 //!
 //! ```text

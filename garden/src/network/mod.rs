@@ -6,8 +6,8 @@
 //!              └─ names                  (others)   a program that is told what to do
 //! ```
 //!
-//! [`Networks`] is made once by the manager, before the first job of the teardown queue can run.
-//! Which [`Provider`] it has is the operator's choice ([`Config`]). Providers block; everything
+//! `Networks` is made once by the manager, before the first job of the teardown queue can run.
+//! Which `Provider` it has is the operator's choice ([`Config`]). Providers block; everything
 //! here moves their calls to threads of their own, which never leave the network namespace of the
 //! host, so that a program that hangs takes nothing else along.
 //!
