@@ -12,13 +12,14 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, FromShim, Kind, LOWEST, PROTOCOL, Pack, PacketError, Probe,
-    Request, Role, Start, Unpack,
+    Answer, Envelope, ExitRecord, Failure, FromShim, Kind, LOWEST, PROTOCOL, Pack, PacketError,
+    Probe, Request, Role, Start, Unpack,
 };
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
 use crate::failure::{Result, Step as _, other};
+use crate::namespaces::{self, Namespaces};
 use crate::process::{Process, oom_kills};
 use crate::seccomp::Program;
 use crate::worker::{self, Report};
@@ -46,7 +47,10 @@ pub(crate) struct Supervisor {
     pending: Vec<Pending>,
     /// Sockets of workers that have reported: each closes when its worker has ended.
     leaving: Vec<OwnedFd>,
-    namespaces: Vec<(String, OwnedFd)>,
+    /// The pod's; those that are made ahead until its init runs.
+    namespaces: Namespaces,
+    /// Why these are not made.
+    unprepared: Option<Failure>,
     finished: bool,
 }
 
@@ -87,7 +91,12 @@ impl Supervisor {
         records: OwnedFd,
         seccomp: Rc<Program>,
         init: Rc<OwnedFd>,
+        prepared: Result<Namespaces>,
     ) -> Self {
+        let (namespaces, unprepared) = match prepared {
+            Ok(namespaces) => (namespaces, None),
+            Err(failure) => (Vec::new(), Some(failure)),
+        };
         Self {
             listener,
             records,
@@ -98,7 +107,8 @@ impl Supervisor {
             processes: HashMap::new(),
             pending: Vec::new(),
             leaving: Vec::new(),
-            namespaces: Vec::new(),
+            namespaces,
+            unprepared,
             finished: false,
         }
     }
@@ -251,13 +261,18 @@ impl Supervisor {
         start: Box<Start>,
         descriptors: Vec<OwnedFd>,
     ) -> Result<()> {
-        let known = self.processes.contains_key(&start.id)
+        let taken =
+            |id: &str, kind| id == start.id || (kind, start.kind) == (Kind::Init, Kind::Init);
+        let known = self.processes.values().any(|one| taken(&one.id, one.kind))
             || self.pending.iter().any(|pending| match &pending.work {
-                Work::Start { start: other, .. } => other.id == start.id,
+                Work::Start { start: other, .. } => taken(&other.id, other.kind),
                 Work::Task => false,
             });
         if known {
             return Err(other(format!("process ID '{}' already in use", start.id)));
+        }
+        if let (Kind::Init, Some(failure)) = (start.kind, &self.unprepared) {
+            return Err(failure.clone());
         }
         if start.descriptors.len() != descriptors.len() {
             return Err(other("descriptors and their roles differ in number"));
@@ -553,19 +568,10 @@ fn fork_worker(
     }
 }
 
-fn open_namespaces(pid: i32) -> Result<Vec<(String, OwnedFd)>> {
+fn open_namespaces(pid: i32) -> Result<Namespaces> {
     NAMESPACES
         .iter()
-        .map(|(file, name)| {
-            let path = format!("/proc/{pid}/ns/{file}");
-            let fd = rustix::fs::open(
-                &*path,
-                rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-                rustix::fs::Mode::empty(),
-            )
-            .step(&format!("cannot open {path}"))?;
-            Ok(((*name).to_owned(), fd))
-        })
+        .map(|(file, name)| Ok(((*name).to_owned(), namespaces::open(pid, file)?)))
         .collect()
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use garden_wire::{PROTOCOL, ZygoteReply, ZygoteRequest};
+use garden_wire::{IdRange, PROTOCOL, ZygoteReply, ZygoteRequest};
 use tokio::sync::Mutex;
 
 use super::socket::PacketSocket;
@@ -56,27 +56,28 @@ impl Zygote {
         })
     }
 
-    /// Makes a shim that listens on `listener` and writes exit records below `records`.
-    /// Returns its pid and pidfd.
+    /// Makes a shim that listens on `listener` and writes exit records below `records`. It has the
+    /// namespaces of its pod made, with these ids. Returns its pid and pidfd.
     ///
     /// # Errors
     /// When the zygote cannot fork, or cannot be started again after it died.
     pub async fn spawn(
         &self,
         handle: &Handle,
+        ids: Option<&[IdRange]>,
         listener: &OwnedFd,
         records: &OwnedFd,
     ) -> Result<(u32, OwnedFd), Error> {
         let mut slot = self.running.lock().await;
         if let Some(running) = slot.as_mut() {
-            match running.spawn(handle, listener, records).await {
+            match running.spawn(handle, ids, listener, records).await {
                 Err(SpawnError::Gone) => tracing::warn!("the zygote is gone; starting another"),
                 outcome => return outcome.map_err(Error::from),
             }
         }
         let running = slot.insert(Running::start(&self.options).await?);
         running
-            .spawn(handle, listener, records)
+            .spawn(handle, ids, listener, records)
             .await
             .map_err(Error::from)
     }
@@ -159,11 +160,13 @@ impl Running {
     async fn spawn(
         &mut self,
         handle: &Handle,
+        ids: Option<&[IdRange]>,
         listener: &OwnedFd,
         records: &OwnedFd,
     ) -> Result<(u32, OwnedFd), SpawnError> {
         let request = ZygoteRequest::Spawn {
             handle: handle.to_string(),
+            ids: ids.map(<[IdRange]>::to_vec),
         };
         let descriptors = [listener.as_fd(), records.as_fd()];
         self.socket
