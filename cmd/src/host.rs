@@ -79,7 +79,12 @@ pub(crate) async fn start(options: Options) -> Result<Host> {
         managed.unmount = Unmount::Sync;
     }
     Ok(Host(
-        Hosted::start(managed, &options.socket, api::Options::default()).await?,
+        Hosted::start(
+            managed,
+            api::Listen::at(&options.socket),
+            api::Options::default(),
+        )
+        .await?,
     ))
 }
 

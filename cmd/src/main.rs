@@ -5,11 +5,15 @@
 //! Exit codes are docker's: the process's own, 125 for a failure of Garden's, 126 and 127 for an
 //! executable that cannot be run or found, 2 for a command line that makes no sense.
 
+mod colour;
 mod commands;
+mod examples;
 mod failure;
 mod host;
 mod lab;
 mod logging;
+mod notify;
+mod pod;
 mod progress;
 mod reach;
 mod registry;
@@ -24,8 +28,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    attach, config, create, doctor, events, exec, health, inspect, limits, ls, pea, pull, repro,
-    rm, rootfs, run, scale, server, stop, stream_in, stream_out, teardown, wait,
+    attach, cleanup, completion, config, create, doctor, events, exec, health, images, inspect,
+    limits, logs, ls, net_out, pea, port, prop, ps, pull, repro, rm, rootfs, run, scale, server,
+    setup, shell, start, stats, stop, stream_in, stream_out, teardown, timeline, top, up, version,
+    wait,
 };
 use crate::reach::Target;
 
@@ -43,18 +49,33 @@ struct Cli {
 enum Verb {
     Run(run::RunArgs),
     Create(create::CreateArgs),
+    Start(start::StartArgs),
     Exec(exec::ExecArgs),
+    Shell(shell::ShellArgs),
     Attach(attach::AttachArgs),
+    #[command(visible_alias = "list")]
     Ls(ls::LsArgs),
+    Ps(ps::PsArgs),
+    Logs(logs::LogsArgs),
+    Timeline(timeline::TimelineArgs),
+    Up(up::UpArgs),
+    Down(up::DownArgs),
+    Top(top::TopArgs),
+    Stats(stats::StatsArgs),
     Inspect(inspect::InspectArgs),
     #[command(subcommand)]
     Health(health::HealthVerb),
     Events(events::EventsArgs),
     Wait(wait::WaitArgs),
     Limits(limits::LimitsArgs),
+    Port(port::PortArgs),
+    NetOut(net_out::NetOutArgs),
+    #[command(subcommand)]
+    Prop(prop::PropVerb),
     Stop(stop::StopArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
+    Images(images::ImagesArgs),
     Rootfs(rootfs::RootfsArgs),
     Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
@@ -68,6 +89,28 @@ enum Verb {
     Repro(repro::ReproVerb),
     Server(server::ServerArgs),
     Config(config::ConfigVerb),
+    Setup(setup::SetupArgs),
+    Cleanup(cleanup::CleanupArgs),
+    Completion(completion::CompletionArgs),
+    #[command(hide = true)]
+    Man(completion::ManArgs),
+    Version(version::VersionArgs),
+    #[command(hide = true)]
+    Examples(ExamplesArgs),
+}
+
+/// Print every example of the help, each behind its command
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  garden examples")]
+struct ExamplesArgs {}
+
+fn print_examples() -> anyhow::Result<u8> {
+    let lines: String = examples::all(&Cli::command())
+        .iter()
+        .map(|example| format!("{}\t{}\n", example.command, example.line))
+        .collect();
+    commands::print(&lines).map(|()| 0)
 }
 
 fn main() -> ExitCode {
@@ -88,7 +131,10 @@ fn main() -> ExitCode {
     if let Verb::Config(args) = &mut cli.verb {
         args.explain(Cli::command(), &matches, &expanded);
     }
-    logging::start(matches!(cli.verb, Verb::Server(_)));
+    match &cli.verb {
+        Verb::Server(args) => logging::start_server(args.log_level()),
+        _ => logging::start(),
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -106,10 +152,26 @@ fn main() -> ExitCode {
 }
 
 async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
-    let target = cli.target;
+    let mut target = cli.target;
+    target.prepare()?;
     match cli.verb {
         Verb::Run(args) => run::run(&target, args).await,
         Verb::Create(args) => create::run(&target, &args).await,
+        Verb::Logs(args) => logs::run(&target, args).await,
+        Verb::Timeline(args) => timeline::run(&target, &args).await,
+        Verb::Up(args) => up::up(&target, &args).await,
+        Verb::Down(args) => up::down(&target, &args).await,
+        Verb::Images(args) => images::run(args).await,
+        Verb::Examples(_) => print_examples(),
+        Verb::Start(args) => start::run(&target, &args).await,
+        Verb::Shell(args) => shell::run(&target, args).await,
+        Verb::Ps(args) => ps::run(&target, args).await,
+        Verb::Top(args) => top::run(&target, &args).await,
+        Verb::Stats(args) => stats::run(&target, args).await,
+        Verb::Prop(verb) => prop::run(&target, verb).await,
+        Verb::Completion(args) => completion::complete(&args, Cli::command()),
+        Verb::Man(args) => completion::man(&args, Cli::command()),
+        Verb::Version(args) => version::run(&target, &args).await,
         Verb::Exec(args) => exec::run(&target, args).await,
         Verb::Attach(args) => attach::run(&target, args).await,
         Verb::Ls(args) => ls::run(&target, &args).await,
@@ -118,6 +180,8 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Events(args) => events::run(&target, args).await,
         Verb::Wait(args) => wait::run(&target, args).await,
         Verb::Limits(args) => limits::run(&target, &args).await,
+        Verb::Port(args) => port::run(&target, &args).await,
+        Verb::NetOut(args) => net_out::run(&target, args).await,
         Verb::Stop(args) => stop::run(&target, &args).await,
         Verb::Rm(args) => rm::run(&target, &args).await,
         Verb::Pull(args) => pull::run(&target, args).await,
@@ -130,6 +194,8 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Scale(args) => scale::run(args).await,
         Verb::Repro(verb) => repro::run(verb).await,
         Verb::Server(args) => server::run(&target, args).await,
-        Verb::Config(args) => config::run(&args),
+        Verb::Config(args) => config::run(&target, &args),
+        Verb::Setup(args) => setup::run(&target, args).await,
+        Verb::Cleanup(args) => cleanup::run(&target, args).await,
     }
 }

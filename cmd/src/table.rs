@@ -1,5 +1,7 @@
 //! Tables for people: columns as wide as they need, two spaces between.
 
+use crate::colour::{self, Tone};
+
 /// Formats rows under a heading.
 pub(crate) fn format(heading: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = heading.iter().map(|title| title.len()).collect();
@@ -16,7 +18,12 @@ pub(crate) fn format(heading: &[&str], rows: &[Vec<String>]) -> String {
             .zip(&widths)
             .map(|(cell, width)| format!("{cell:<width$}"))
             .collect();
-        text.push_str(cells.join("  ").trim_end());
+        let line = cells.join("  ");
+        let is_heading = text.is_empty();
+        text.push_str(&match is_heading {
+            true => colour::paint(line.trim_end(), Tone::Faint),
+            false => line.trim_end().to_owned(),
+        });
         text.push('\n');
     }
     text

@@ -1,8 +1,9 @@
 //! Values of flags that need more than parsing a number.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use garden::model::{BindMount, Handle, IdError, ProcessId, Rlimit};
+use garden::model::{BindMount, Handle, IdError, PortMapping, ProcessId, Rlimit};
 use garden_rootfs::Space;
 
 /// A size in bytes: a number with an optional unit, `64M`, `1.5g`, `4096`.
@@ -129,6 +130,19 @@ pub(crate) fn assignment(text: &str) -> Result<String, String> {
     }
 }
 
+/// `K=V`, or only `K` for what this command's own environment has.
+pub(crate) fn environment(text: &str) -> Result<String, String> {
+    if text.contains('=') || text.is_empty() {
+        return assignment(text);
+    }
+    match std::env::var(text) {
+        Ok(value) => Ok(format!("{text}={value}")),
+        Err(_) => Err(format!(
+            "this command's own environment has no {text} to pass on: write {text}=VALUE"
+        )),
+    }
+}
+
 /// A container's name.
 pub(crate) fn handle(text: &str) -> Result<Handle, IdError> {
     text.parse()
@@ -184,6 +198,82 @@ pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
         ));
     }
     Ok(Rlimit { name, value })
+}
+
+/// A port of the host and one of a container: `8080:80`, `:80` for any of the host, `80` for the
+/// same of both.
+pub(crate) fn port(text: &str) -> Result<PortMapping, String> {
+    let wrong = || format!("{text:?}: give HOST:CONTAINER like 8080:80, or :80 for any host port");
+    let number = |part: &str| match part {
+        "" => Ok(0),
+        part => part.parse::<u16>().map(u32::from).map_err(|_| wrong()),
+    };
+    let (host, container) = text.split_once(':').unwrap_or((text, text));
+    let mapping = PortMapping {
+        host_port: number(host)?,
+        container_port: number(container)?,
+    };
+    if container.is_empty() || mapping.container_port == 0 {
+        return Err(wrong());
+    }
+    Ok(mapping)
+}
+
+/// One port or a range of them, `80-90`.
+pub(crate) fn ports(text: &str) -> Result<(u16, u16), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        (Ok(first), Ok(last)) if first <= last => Ok((first, last)),
+        _ => Err(format!("{text:?}: give a port, or FIRST-LAST")),
+    }
+}
+
+/// One address, a range of them, `10.0.0.1-10.0.0.9`, or a network, `10.0.0.0/8`.
+pub(crate) fn addresses(text: &str) -> Result<(IpAddr, IpAddr), String> {
+    let wrong = || format!("{text:?}: give an address, FIRST-LAST, or a network like 10.0.0.0/8");
+    let address = |part: &str| part.parse::<IpAddr>().map_err(|_| wrong());
+    if let Some((network, bits)) = text.split_once('/') {
+        let bits: u32 = bits.parse().map_err(|_| wrong())?;
+        return match address(network)? {
+            IpAddr::V4(one) if bits <= 32 => {
+                let host = u32::MAX.checked_shr(bits).unwrap_or(0);
+                let one = u32::from(one);
+                let range = (one & !host, one | host);
+                Ok((
+                    Ipv4Addr::from(range.0).into(),
+                    Ipv4Addr::from(range.1).into(),
+                ))
+            }
+            IpAddr::V6(one) if bits <= 128 => {
+                let host = u128::MAX.checked_shr(bits).unwrap_or(0);
+                let one = u128::from(one);
+                let range = (one & !host, one | host);
+                Ok((
+                    Ipv6Addr::from(range.0).into(),
+                    Ipv6Addr::from(range.1).into(),
+                ))
+            }
+            _ => Err(wrong()),
+        };
+    }
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (address(first)?, address(last)?);
+    if first.is_ipv4() != last.is_ipv4() || first > last {
+        return Err(wrong());
+    }
+    Ok((first, last))
+}
+
+/// A kind of ICMP message: its type, or `TYPE/CODE`.
+pub(crate) fn icmp(text: &str) -> Result<(u8, Option<u8>), String> {
+    let wrong = |_| format!("{text:?}: give the number of a type, or TYPE/CODE, like 8 or 3/1");
+    Ok(match text.split_once('/') {
+        None => (text.parse().map_err(wrong)?, None),
+        Some((kind, code)) => (
+            kind.parse().map_err(wrong)?,
+            Some(code.parse().map_err(wrong)?),
+        ),
+    })
 }
 
 #[cfg(test)]
@@ -261,5 +351,34 @@ mod tests {
         for wrong in ["nofile", "nofile=", "=7", "nofile=-1", "teeth=1"] {
             assert!(rlimit(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn ports_and_networks() {
+        let mapping = |host_port, container_port| PortMapping {
+            host_port,
+            container_port,
+        };
+        assert_eq!(port("8080:80"), Ok(mapping(8080, 80)));
+        assert_eq!(port(":80"), Ok(mapping(0, 80)));
+        assert_eq!(port("80"), Ok(mapping(80, 80)));
+        for wrong in ["", ":", "80:", "0", "1:70000", "a:1"] {
+            assert!(port(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(ports("80-90"), Ok((80, 90)));
+        assert!(ports("90-80").is_err() && ports("x").is_err());
+        let range = |first: &str, last: &str| Ok((first.parse().unwrap(), last.parse().unwrap()));
+        assert_eq!(addresses("10.1.2.3/8"), range("10.0.0.0", "10.255.255.255"));
+        assert_eq!(addresses("0.0.0.0/0"), range("0.0.0.0", "255.255.255.255"));
+        assert_eq!(addresses("fd00::/120"), range("fd00::", "fd00::ff"));
+        assert_eq!(
+            addresses("10.0.0.1-10.0.0.9"),
+            range("10.0.0.1", "10.0.0.9")
+        );
+        for wrong in ["10.0.0.0/33", "10.0.0.9-10.0.0.1", "10.0.0.1-fd00::1", "x"] {
+            assert!(addresses(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(icmp("3/1"), Ok((3, Some(1))));
+        assert!(icmp("256").is_err());
     }
 }

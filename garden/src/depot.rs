@@ -5,11 +5,15 @@
 //! <runtime>/containers/<handle>/            a container exists while its directory does
 //!     container.json                        its record
 //!     health.json                           its health checks and what they say
+//!     events                                what happened to it last, a line each
 //!     shim.sock                             its supervisor
 //!     processes/<instance>.json             one record per process or pea
 //!     processes/<instance>.exit             written by the supervisor when it has ended
+//!     logs/                                 what processes wrote, where that is kept
 //! <runtime>/gone/<instance>/                what was a container's directory, until torn down
 //! <runtime>/teardown/                       the queue's jobs
+//! <runtime>/starts                          how many servers there were
+//! <runtime>/timeline/                       how long what took, also of containers that are gone
 //! ```
 //!
 //! On a tmpfs (nothing in it is meant to outlive a boot), so writing means renaming into place
@@ -28,12 +32,15 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::IdRange;
 use crate::checks::HealthRecord;
 use crate::model::{ContainerSpec, Handle, ProcessId};
+use crate::network::NetworkRecord;
 
 /// The version of the records.
 const VERSION: u32 = 1;
 
 const RECORD: &str = "container.json";
 const HEALTH: &str = "health.json";
+const EVENTS: &str = "events";
+const STARTS: &str = "starts";
 const PROCESSES: &str = "processes";
 
 /// Why the depot cannot be used.
@@ -75,6 +82,9 @@ pub enum Phase {
     Creating,
     /// Usable.
     Created,
+    /// Its supervisor died: nothing of it runs any more, and it is there to be asked about until
+    /// somebody destroys it.
+    Lost,
     /// Being destroyed: after a crash, finished.
     Destroying,
 }
@@ -108,6 +118,9 @@ pub struct ContainerRecord {
     /// How many kills for want of memory in its cgroup have been told as events.
     #[serde(default)]
     pub oom_kills: u64,
+    /// What it has of the network.
+    #[serde(default)]
+    pub network: NetworkRecord,
     /// Whether its limits are just being changed: the kernel may have some of the old ones.
     #[serde(default)]
     pub limits_pending: bool,
@@ -129,6 +142,7 @@ impl ContainerRecord {
             events: Vec::new(),
             init_pid: 0,
             oom_kills: 0,
+            network: NetworkRecord::default(),
             limits_pending: false,
         }
     }
@@ -238,6 +252,19 @@ impl Depot {
         self.root.join("teardown")
     }
 
+    /// Counts this start, and returns how many there were before it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn count_start(&self) -> Result<u64, DepotError> {
+        let path = self.root.join(STARTS);
+        let before = std::fs::read_to_string(&path).unwrap_or_default();
+        let before = before.trim().parse().unwrap_or(0_u64);
+        std::fs::write(&path, before.saturating_add(1).to_string())
+            .map_err(failed("write", &path))?;
+        Ok(before)
+    }
+
     /// A container's directory.
     pub fn container_path(&self, handle: &Handle) -> PathBuf {
         self.root.join("containers").join(handle.as_str())
@@ -295,6 +322,15 @@ impl Depot {
     /// Where [`Depot::retire`] puts a directory.
     pub fn gone(&self, instance: &str) -> PathBuf {
         self.root.join("gone").join(instance)
+    }
+
+    /// The record in a retired directory, and whose it was; `None` when there is none, or none that
+    /// can be read.
+    pub fn gone_record(&self, name: &str) -> Option<(Handle, ContainerRecord)> {
+        let directory = open_dir(self.gone.as_fd(), name, &self.gone(name)).ok()?;
+        let record: ContainerRecord = read_json(directory.as_fd(), RECORD)?;
+        let handle = record.spec.handle.clone()?;
+        (record.version == VERSION).then_some((handle, record))
     }
 
     /// Names of retired directories.
@@ -373,6 +409,28 @@ impl ContainerDir {
         read_json(self.fd.as_fd(), HEALTH)
     }
 
+    /// Adds lines to the container's events.
+    pub(crate) fn append_events(&self, lines: &str) -> io::Result<()> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&self.fd, EVENTS, flags, Mode::RUSR | Mode::WUSR)?;
+        io::Write::write_all(&mut std::fs::File::from(file), lines.as_bytes())
+    }
+
+    /// Replaces the container's events.
+    pub(crate) fn write_events(&self, lines: &str) -> io::Result<()> {
+        write_file(self.fd.as_fd(), EVENTS, lines.as_bytes())
+    }
+
+    /// The container's events; empty when there are none.
+    pub(crate) fn read_events(&self) -> String {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&self.fd, EVENTS, flags, Mode::empty());
+        let text = file.map_err(io::Error::from);
+        text.and_then(|file| io::read_to_string(std::fs::File::from(file)))
+            .unwrap_or_default()
+    }
+
     /// Writes a process's record.
     ///
     /// # Errors
@@ -416,13 +474,17 @@ fn write_json(
 ) -> Result<(), DepotError> {
     let bytes = serde_json::to_vec(value)
         .map_err(|error| failed("describe what belongs into", path)(io::Error::from(error)))?;
+    write_file(directory, name, &bytes).map_err(failed("write a record in", path))
+}
+
+/// Replaces a file by a rename, so that it is there as a whole or not at all.
+fn write_file(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
     // Unique, because a record may be written by two tasks at the same time.
     let temporary = format!(".{name}.{}", uuid::Uuid::new_v4().simple());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory, &temporary, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(failed("make a file in", path))?;
+    let file = rustix::fs::openat(directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
     let mut file = std::fs::File::from(file);
-    let written = io::Write::write_all(&mut file, &bytes).and_then(|()| {
+    let written = io::Write::write_all(&mut file, bytes).and_then(|()| {
         Ok(rustix::fs::renameat(
             directory, &temporary, directory, name,
         )?)
@@ -430,7 +492,7 @@ fn write_json(
     if written.is_err() {
         let _ = rustix::fs::unlinkat(directory, &temporary, AtFlags::empty());
     }
-    written.map_err(failed("write a record in", path))
+    written
 }
 
 fn read_json<T: DeserializeOwned>(directory: BorrowedFd<'_>, name: &str) -> Option<T> {

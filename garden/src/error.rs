@@ -35,6 +35,12 @@ pub enum Error {
     /// Another destroy of the same container is under way. (Clients compare this text.)
     #[error("container already being destroyed")]
     BeingDestroyed(Handle),
+    /// The container's supervisor died, and everything in it with it.
+    #[error(
+        "container {0} is lost: its supervisor died, and everything in it was killed; destroy it, \
+         and create it anew"
+    )]
+    ContainerLost(Handle),
     /// The executable is not in the container.
     #[error("{0}")]
     ExecutableNotFound(String),
@@ -78,11 +84,13 @@ impl Error {
 
     /// Whether another server has the runtime directory or the store.
     pub fn is_in_use(&self) -> bool {
+        use crate::api::ListenError;
         use crate::depot::DepotError;
         match self {
             Self::Image(garden_rootfs::Error::StoreInUse(_)) => true,
             Self::Host { source, .. } => {
                 matches!(source.downcast_ref(), Some(DepotError::InUse(_)))
+                    || matches!(source.downcast_ref(), Some(ListenError::InUse(_)))
             }
             _ => false,
         }
@@ -97,6 +105,12 @@ impl Error {
 impl From<crate::depot::DepotError> for Error {
     fn from(error: crate::depot::DepotError) -> Self {
         Self::host("the server's records cannot be kept", error)
+    }
+}
+
+impl From<crate::api::ListenError> for Error {
+    fn from(error: crate::api::ListenError) -> Self {
+        Self::host("the server cannot be reached", error)
     }
 }
 

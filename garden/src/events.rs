@@ -1,10 +1,13 @@
 //! What happens, as it happens: a short log per container, and a stream for everybody.
 //!
 //! Published by single calls where things happen; read by the API server. Publishing never waits:
-//! a subscriber that is too slow misses events, and is told how many. Events live in memory only.
-//! What they say has no arguments, environment or secrets in it.
+//! a subscriber that is too slow misses events, and is told how many. A container's own log is also
+//! a file beside its record, so that the next server can tell what happened before it (`journal.rs`);
+//! it goes with the container. What events say has no arguments, environment or secrets in it.
 
-use std::collections::VecDeque;
+mod journal;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -17,14 +20,14 @@ use crate::services::{lock, now_ms};
 /// Events that a container remembers.
 const REMEMBERED: usize = 64;
 /// Events that the server remembers, those of destroyed containers included.
-const RECENT: usize = 1024;
+pub(crate) const RECENT: usize = 1024;
 /// Events that may wait for a subscriber before it misses some.
 const WAITING: usize = 1024;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Grows by one with each event of a server; begins anew with each server.
+    /// Grows by one with each event of a server; a later server goes on far above.
     pub sequence: u64,
     /// When, in milliseconds since the epoch.
     pub time_ms: u64,
@@ -50,8 +53,10 @@ pub enum EventKind {
     Stopped,
     /// It is destroyed, its handle is free.
     Destroyed,
-    /// Its supervisor died, and with it everything in it.
+    /// Its supervisor died, and with it everything in it. It can only be destroyed.
     SupervisorDied,
+    /// Its init ended, and with it everything in it. It can only be destroyed.
+    InitDied,
     /// A process was started.
     Started,
     /// A process has ended.
@@ -119,6 +124,7 @@ impl EventKind {
             Self::Stopped => "stopped",
             Self::Destroyed => "destroyed",
             Self::SupervisorDied => "supervisor_died",
+            Self::InitDied => "init_died",
             Self::Started => "started",
             Self::Exited { .. } => "exited",
             Self::PeaStarted => "pea_started",
@@ -162,11 +168,14 @@ impl EventFilter {
 
 /// A bounded list of events, the oldest dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Log(Mutex<VecDeque<Arc<Event>>>);
+pub(crate) struct Log {
+    list: Mutex<VecDeque<Arc<Event>>>,
+    journal: Mutex<journal::Written>,
+}
 
 impl Log {
     fn push(&self, event: &Arc<Event>, most: usize) {
-        let mut log = lock(&self.0);
+        let mut log = lock(&self.list);
         if log.len() >= most {
             log.pop_front();
         }
@@ -175,7 +184,7 @@ impl Log {
 
     /// What is in it, oldest first.
     pub(crate) fn read(&self) -> Vec<Arc<Event>> {
-        lock(&self.0).iter().cloned().collect()
+        lock(&self.list).iter().cloned().collect()
     }
 }
 
@@ -187,23 +196,39 @@ pub(crate) struct Events(Arc<Inner>);
 struct Inner {
     sequence: AtomicU64,
     recent: Log,
-    /// Held while an event gets its number and its place, so that all see the same order.
-    order: Mutex<()>,
+    /// Held while an event gets its number and its place, so that all see the same order. How many
+    /// there were of each kind.
+    order: Mutex<BTreeMap<&'static str, u64>>,
     stream: broadcast::Sender<Arc<Event>>,
 }
 
 impl Default for Events {
     fn default() -> Self {
+        Self::after(0)
+    }
+}
+
+impl Events {
+    /// None yet; the first one's number is the next after `sequence`.
+    pub(crate) fn after(sequence: u64) -> Self {
         Self(Arc::new(Inner {
-            sequence: AtomicU64::new(0),
+            sequence: AtomicU64::new(sequence),
             recent: Log::default(),
             order: Mutex::default(),
             stream: broadcast::Sender::new(WAITING),
         }))
     }
-}
 
-impl Events {
+    /// Remembers what an earlier server told, as far as there is room beside what is newer.
+    pub(crate) fn recall(&self, events: Vec<Arc<Event>>) {
+        let _in_order = lock(&self.0.order);
+        let mut recent = lock(&self.0.recent.list);
+        let mut all: Vec<_> = recent.drain(..).chain(events).collect();
+        all.sort_by_key(|event| event.sequence);
+        all.dedup_by_key(|event| event.sequence);
+        recent.extend(all.drain(all.len().saturating_sub(RECENT)..));
+    }
+
     /// Publishes an event, into the container's log too if there is one. Never waits.
     pub(crate) fn publish(
         &self,
@@ -212,7 +237,8 @@ impl Events {
         kind: EventKind,
         log: Option<&Log>,
     ) {
-        let _in_order = lock(&self.0.order);
+        let mut in_order = lock(&self.0.order);
+        *in_order.entry(kind.name()).or_default() += 1;
         let event = Arc::new(Event {
             sequence: self.0.sequence.fetch_add(1, Ordering::Relaxed) + 1,
             time_ms: now_ms(),
@@ -226,6 +252,16 @@ impl Events {
         self.0.recent.push(&event, RECENT);
         // Nobody may listen.
         let _ = self.0.stream.send(event);
+    }
+
+    /// What is remembered, oldest first.
+    pub(crate) fn recent(&self) -> Vec<Arc<Event>> {
+        self.0.recent.read()
+    }
+
+    /// How many events there were, by kind.
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.0.order).clone()
     }
 
     /// What is remembered, with a container's own log if that is given, and what comes after it:

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use garden_net::{NetOutRule, Protocol};
 use garden_peas::health::HealthState;
 use serde::{Deserialize, Serialize};
 
@@ -363,6 +364,9 @@ pub struct ContainerSpec {
     pub properties: BTreeMap<String, String>,
     /// No user namespace, all capabilities, no seccomp filter.
     pub privileged: bool,
+    /// Nothing can be written to its root filesystem; bind mounts are as they say.
+    #[serde(default)]
+    pub read_only: bool,
     /// Limits.
     pub limits: Limits,
     /// How long it may be unused before it is destroyed; `None` is for ever.
@@ -385,38 +389,6 @@ pub struct PortMapping {
     pub host_port: u32,
     /// Port in the container; 0 means the same as on the host.
     pub container_port: u32,
-}
-
-/// A protocol that a [`NetOutRule`] matches.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// Every protocol.
-    #[default]
-    All,
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// ICMP.
-    Icmp,
-    /// ICMPv6.
-    Icmp6,
-}
-
-/// Traffic that may leave a container.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetOutRule {
-    /// The protocol.
-    pub protocol: Protocol,
-    /// Inclusive address ranges; empty means everywhere.
-    pub networks: Vec<(IpAddr, IpAddr)>,
-    /// Inclusive port ranges; only with TCP and UDP.
-    pub ports: Vec<(u16, u16)>,
-    /// ICMP type and, if given, code.
-    pub icmp: Option<(u8, Option<u8>)>,
-    /// Whether accepted connections are logged.
-    pub log: bool,
 }
 
 /// A terminal size in characters.
@@ -489,6 +461,9 @@ pub struct ProcessSpec {
     pub pids: Option<u64>,
     /// For a pea: host paths inside it.
     pub bind_mounts: Vec<BindMount>,
+    /// How many bytes of its last output are kept for whoever asks later; `None` keeps nothing.
+    #[serde(default)]
+    pub log_bytes: Option<u64>,
     /// It is a run of a health check: it has a group of its own, and nothing of it stays. Only the
     /// manager itself says so.
     #[serde(skip)]

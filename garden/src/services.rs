@@ -20,11 +20,14 @@ use crate::container::Container;
 use crate::depot::{ContainerRecord, Depot};
 use crate::error::Error;
 use crate::events::Events;
+use crate::group_names::GroupNames;
 use crate::ids::{self, Pool};
 use crate::model::{DiskLimit, DiskMetrics, ImageRef};
+use crate::network::{self, Networks};
 use crate::policy::Policy;
 use crate::roots::{Root, Roots, Wanted};
 use crate::runtime::zygote::Zygote;
+use crate::timeline::Timelines;
 use crate::workers::Workers;
 
 /// How a server is set up.
@@ -67,6 +70,35 @@ pub struct Options {
     pub id_ranges: Option<ids::Plan>,
     /// What the operator decides for all containers.
     pub policy: Policy,
+    /// The network of containers.
+    pub network: network::Config,
+    /// How long the steps of an end may take.
+    pub ending: Ending,
+    /// Whether a server destroys what an earlier one left, before it serves.
+    pub destroy_on_start: bool,
+}
+
+/// How long the steps of an end may take before somebody is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// Killed processes may take so long to be gone; then a destroy fails, names one that is not, its
+    /// state and where in the kernel it waits, and can be tried again.
+    pub death: Duration,
+    /// So long the end of a destroy waits until clients of dead processes are told.
+    pub announcement: Duration,
+    /// A stage of the teardown that takes longer counts as stuck: it is shown as such, and goes on
+    /// aside without keeping others.
+    pub stage: Duration,
+}
+
+impl Default for Ending {
+    fn default() -> Self {
+        Self {
+            death: Duration::from_secs(10),
+            announcement: Duration::from_secs(2),
+            stage: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Options {
@@ -91,12 +123,19 @@ impl Options {
             ids: ids::shared(1, None),
             id_ranges: None,
             policy: Policy::default(),
+            network: network::Config::default(),
+            ending: Ending::default(),
+            destroy_on_start: false,
         }
     }
 }
 
 /// How long metrics wait for the store.
 const USAGE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Numbers of events that one server has for itself, so that those of a later one are higher. More
+/// than it can use up, and leaves room for two million starts below 2^53.
+const EVENTS_OF_A_START: u64 = 1 << 32;
 
 /// What every container of one server uses.
 pub(crate) struct Services {
@@ -105,6 +144,7 @@ pub(crate) struct Services {
     pub(crate) cgroups: Cgroups,
     pub(crate) zygote: Zygote,
     pub(crate) roots: Arc<Roots>,
+    pub(crate) networks: Networks,
     /// For short calls: cgroup files, user lookups.
     pub(crate) files: Workers,
     /// For calls of the store that may take long.
@@ -123,10 +163,14 @@ pub(crate) struct Services {
     id_pool: Option<Pool>,
     /// Containers by handle, for the stages of teardown; the manager owns them.
     pub(crate) pods: Mutex<HashMap<String, Weak<Container>>>,
+    /// Who has which cgroup.
+    pub(crate) group_names: GroupNames,
     /// What takes away what peas and containers leave; set once, right after this is made.
     pub(crate) queue: OnceLock<Queue>,
     /// What happens, for whoever listens.
     pub(crate) events: Events,
+    /// How long it takes, for whoever looks.
+    pub(crate) timelines: Timelines,
     /// From the end of a health check that changed something to the news of it.
     pub(crate) health_latency: Histogram,
 }
@@ -144,9 +188,12 @@ impl Services {
         cgroups: Cgroups,
         zygote: Zygote,
         store: Store,
+        networks: Networks,
     ) -> Result<Self, Error> {
         let threads = |error| Error::host("cannot start worker threads", error);
         let layouts = options.runtime_dir.join("layouts");
+        let starts = depot.count_start()?;
+        let timelines = Timelines::start(&options.runtime_dir).map_err(threads)?;
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Ok(Self {
             roots: Arc::new(Roots::new(store, options.plugins.clone(), layouts)),
@@ -155,16 +202,19 @@ impl Services {
             depot,
             cgroups,
             zygote,
+            networks,
             files: Workers::start("garden-files", 4).map_err(threads)?,
             images: Workers::start("garden-images", 8).map_err(threads)?,
             meters: Workers::start("garden-meters", 2).map_err(threads)?,
             pea_index: crate::metrics::PeaIndex::default(),
             usage: Workers::start("garden-usage", 2).map_err(threads)?,
             privileged_capabilities: bundle::held_by_host(&status),
+            timelines,
             pods: Mutex::default(),
+            group_names: GroupNames::default(),
             plugins: Workers::start("garden-plugins", 8).map_err(threads)?,
             queue: OnceLock::new(),
-            events: Events::default(),
+            events: Events::after(starts.saturating_mul(EVENTS_OF_A_START)),
             health_latency: Histogram::default(),
         })
     }

@@ -32,6 +32,11 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// Sets a variable of its environment.
+    pub fn set(&mut self, name: &'static str, value: &str) {
+        self.env.push((name, value.into()));
+    }
+
     /// Starts the program, with a pipe for its stdin.
     pub fn start(&self, args: &[&str]) -> Result<Running> {
         let mut child = Command::new(&self.program)
@@ -221,6 +226,13 @@ impl OnTerminal {
     /// What the terminal has shown so far.
     pub fn text(&self) -> String {
         self.stdout.text()
+    }
+
+    /// Sends the program a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("it has ended")?;
+        let pid = Pid::from_raw(child.id().cast_signed()).context("no pid")?;
+        Ok(kill_process(pid, signal)?)
     }
 
     /// Whether typed characters go through as they are.

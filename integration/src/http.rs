@@ -14,6 +14,18 @@ pub(crate) fn ask(
     target: &str,
     body: Option<&Value>,
 ) -> Result<Value> {
+    let (status, content) = exchange(socket, method, target, body)?;
+    ensure!(status / 100 == 2, "{method} {target}: {status} {content}");
+    serde_json::from_str(&content).with_context(|| format!("{method} {target}: {content}"))
+}
+
+/// Sends a request and returns status and body of the answer.
+pub(crate) fn exchange(
+    socket: &Path,
+    method: &str,
+    target: &str,
+    body: Option<&Value>,
+) -> Result<(u16, String)> {
     let body = body.map(Value::to_string).unwrap_or_default();
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(crate::wait::DEADLINE))?;
@@ -29,10 +41,9 @@ pub(crate) fn ask(
         .split_once("\r\n\r\n")
         .context("no end of the head")?;
     let status = head.split(' ').nth(1).unwrap_or_default();
-    ensure!(status.starts_with('2'), "{method} {target}: {answer}");
     ensure!(
         !head.to_ascii_lowercase().contains("transfer-encoding"),
         "an answer in pieces: {head}"
     );
-    serde_json::from_str(content).with_context(|| format!("{method} {target}: {content}"))
+    Ok((status.parse()?, content.to_owned()))
 }

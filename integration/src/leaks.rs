@@ -26,7 +26,7 @@ pub struct Leaks {
 }
 
 impl Leaks {
-    /// What is there now: processes, network namespaces, cgroups, mounts, files of the runtime
+    /// What is there now: processes, network namespaces, cgroups, mounts, loops, files of the runtime
     /// directory and of the store's lists, and open files of the server if one is given.
     pub fn now(world: &World, server: Option<&Server<'_>>) -> Self {
         let mut leaks = Self {
@@ -45,7 +45,12 @@ impl Leaks {
             cgroups.iter().map(|path| path.display().to_string()),
         );
         leaks.add("mount", proc::mounts_naming(world.tag()).into_iter());
-        leaks.add("file", files(&world.runtime_dir(), usize::MAX).into_iter());
+        leaks.add("loop", proc::loops_naming(world.tag()).into_iter());
+        // Timelines outlive their containers, for a while and in bounded space.
+        let timelines = world.runtime_dir().join("timeline");
+        let files_of = files(&world.runtime_dir(), usize::MAX).into_iter();
+        let files_of = files_of.filter(|file| !Path::new(file).starts_with(&timelines));
+        leaks.add("file", files_of);
         leaks.add("stored", files(&world.store(), STORE_DEPTH).into_iter());
         if let Some(server) = server {
             leaks

@@ -35,7 +35,8 @@ pub(crate) fn tagged(tag: &str) -> Vec<Process> {
         .collect()
 }
 
-fn carries(pid: i32, tag: &str) -> bool {
+/// Whether a process carries the tag.
+pub(crate) fn carries(pid: i32, tag: &str) -> bool {
     ["environ", "cmdline", "cgroup"].iter().any(|file| {
         fs::read(format!("/proc/{pid}/{file}"))
             .is_ok_and(|content| contains(&content, tag.as_bytes()))
@@ -118,6 +119,17 @@ pub(crate) fn mounts_naming(text: &str) -> Vec<String> {
     let lines = table.lines().filter(|line| line.contains(text));
     lines
         .filter_map(|line| line.split(' ').nth(4).map(str::to_owned))
+        .collect()
+}
+
+/// The files behind loop devices that name the text.
+pub(crate) fn loops_naming(text: &str) -> Vec<String> {
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let files = devices
+        .filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+    files
+        .map(|file| file.trim_end().to_owned())
+        .filter(|file| file.contains(text))
         .collect()
 }
 

@@ -8,12 +8,14 @@ use std::fs::OpenOptions;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::cli::{Cli, ended_within_deadline};
+use crate::internet::Machine;
 use crate::wait::{DEADLINE, wait_until};
 use crate::world::World;
 use crate::{http, proc};
@@ -25,6 +27,8 @@ pub struct Server<'w> {
     options: Vec<String>,
     /// The cgroup v2 group that it is started in, if not the test's own.
     group: Option<PathBuf>,
+    /// The network that it is started in, if not the test's own.
+    machine: Option<Machine>,
     child: Option<Child>,
 }
 
@@ -35,6 +39,20 @@ impl<'w> Server<'w> {
             socket: world.directory().join("s.sock"),
             options: options.iter().map(|&option| option.to_owned()).collect(),
             group: None,
+            machine: None,
+            child: None,
+        };
+        server.restart()?;
+        Ok(server)
+    }
+
+    pub(crate) fn start_on(world: &'w World, machine: &Machine, options: &[&str]) -> Result<Self> {
+        let mut server = Self {
+            world,
+            socket: world.directory().join("s.sock"),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            group: None,
+            machine: Some(machine.clone()),
             child: None,
         };
         server.restart()?;
@@ -47,6 +65,7 @@ impl<'w> Server<'w> {
             socket: world.directory().join("s.sock"),
             options: Vec::new(),
             group: Some(group.to_owned()),
+            machine: None,
             child: None,
         };
         server.restart()?;
@@ -60,6 +79,29 @@ impl<'w> Server<'w> {
 
     /// Starts it anew in the same place and waits until it serves. It must not run.
     pub fn restart(&mut self) -> Result<()> {
+        let mut child = self.spawn()?;
+        let pid = child.id();
+        let served = wait_until("the server listens", DEADLINE, || {
+            if let Some(status) = child.try_wait()? {
+                anyhow::bail!("the server ended at once: {status}");
+            }
+            Ok(UnixStream::connect(&self.socket).is_ok())
+        });
+        self.child = Some(child);
+        served.with_context(|| format!("starting the server, pid {pid}"))
+    }
+
+    /// Starts it anew and ends it with SIGKILL after a while, wherever it is then.
+    pub fn restart_cut_short(&mut self, after: Duration) -> Result<()> {
+        let mut child = self.spawn()?;
+        // The moment itself is the point, so this is a time and no condition.
+        std::thread::sleep(after);
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    fn spawn(&self) -> Result<Child> {
         ensure!(self.child.is_none(), "the server is still running");
         let log = OpenOptions::new()
             .create(true)
@@ -92,16 +134,11 @@ impl<'w> Server<'w> {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        let mut child = command.spawn().context("starting a server")?;
-        let pid = child.id();
-        let served = wait_until("the server listens", DEADLINE, || {
-            if let Some(status) = child.try_wait()? {
-                anyhow::bail!("the server ended at once: {status}");
-            }
-            Ok(UnixStream::connect(&self.socket).is_ok())
-        });
-        self.child = Some(child);
-        served.with_context(|| format!("starting the server, pid {pid}"))
+        let mut start = || command.spawn().context("starting a server");
+        match &self.machine {
+            None => start(),
+            Some(machine) => machine.run(start),
+        }
     }
 
     /// Ends it with SIGKILL, as a crash would.
@@ -144,9 +181,24 @@ impl<'w> Server<'w> {
         http::ask(&self.socket, "POST", target, Some(body))
     }
 
+    /// The same, where a refusal is what is looked for: the status and the text.
+    pub fn try_post(&self, target: &str, body: &Value) -> Result<(u16, String)> {
+        http::exchange(&self.socket, "POST", target, Some(body))
+    }
+
+    /// Takes something away.
+    pub fn delete(&self, target: &str) -> Result<Value> {
+        http::ask(&self.socket, "DELETE", target, None)
+    }
+
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Its pid; 0 when it does not run.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
     }
 
     /// The number of files that it has open; 0 when it does not run.

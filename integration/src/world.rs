@@ -172,12 +172,22 @@ impl World {
         }
     }
 
-    /// What marks every process of this world.
-    pub(crate) fn env(&self) -> Vec<(&'static str, OsString)> {
-        vec![("GARDEN_IT_TAG", OsString::from(&self.tag))]
+    /// What marks a process as this world's, so that it is swept away with it.
+    pub fn marks(&self) -> Vec<(&'static str, OsString)> {
+        self.env()
     }
 
-    pub(crate) fn program(&self) -> &Path {
+    /// What marks every process of this world.
+    pub(crate) fn env(&self) -> Vec<(&'static str, OsString)> {
+        vec![
+            ("GARDEN_IT_TAG", OsString::from(&self.tag)),
+            // The machine's own network is nobody's to change; see `Internet` for those with one.
+            ("GARDEN_NETWORK", "none".into()),
+        ]
+    }
+
+    /// The built program, for a test that starts it in a way of its own; with [`World::marks`].
+    pub fn program(&self) -> &Path {
         &self.program
     }
 

@@ -1,23 +1,31 @@
-//! Random kill -9 of servers, supervisors, zygotes and peas under a mixed load.
+//! Random kill -9 of servers (also while they start), supervisors, zygotes, workers and peas, under a
+//! mixed load.
 //!
 //! `GARDEN_CHAOS_KILLS` says how many (20 unless told), `GARDEN_CHAOS_SEED` repeats a run. What
-//! must hold after each: no container is lost but one whose supervisor was killed, and every
-//! process in the others ends with its own status, known to whoever asks. At the end nothing may
-//! be left of all that was removed.
+//! must hold after each: no container is lost but one whose supervisor was killed, that one says so,
+//! and every process in the others has ended with its own status, known to whoever asks, however
+//! often the server was killed since. Now and then, and at the end, nothing may be left of all that
+//! was removed: looked at by name, see [`Leaks`].
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use garden_integration::{App, Leaks, Running, Server, World, check, wait_until};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use garden_integration::{
+    App, DEADLINE, Leaks, Running, Server, Whom, World, check, kill_pid, signal_all, wait_until,
+};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// Kills in a run that nobody asked to be longer.
 const KILLS: u64 = 20;
 /// Containers that live at the same time.
 const CONTAINERS: u64 = 3;
+/// Rounds between two looks at what is left.
+const CLEAN_EVERY: u64 = 25;
+/// Statuses of a container that are asked for again later; more ended processes than a server
+/// remembers would be too many.
+const REMEMBERED: usize = 30;
 
 /// A small generator (xorshift): a seed is all that is needed to repeat its choices.
 struct Random(u64);
@@ -29,9 +37,15 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0 % end
     }
+
+    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+        let index = self.below(choices.len() as u64);
+        choices[usize::try_from(index).unwrap_or_default()]
+    }
 }
 
 /// A process whose exit status must be told, whatever is killed meanwhile.
+#[derive(Clone)]
 struct Promise {
     container: String,
     process: String,
@@ -46,6 +60,8 @@ struct Chaos<'w> {
     made: u64,
     /// The containers that must be there.
     containers: Vec<String>,
+    /// Kept promises, to be asked again.
+    kept: Vec<Promise>,
     killed: BTreeMap<&'static str, u64>,
 }
 
@@ -70,17 +86,19 @@ fn random_kills_lose_nothing() {
             random: Random(seed),
             made: 0,
             containers: Vec::new(),
+            kept: Vec::new(),
             killed: BTreeMap::new(),
         };
         for round in 0..kills {
-            chaos
-                .round()
-                .with_context(|| format!("seed {seed}, round {round}"))?;
+            let place = || format!("seed {seed}, round {round}");
+            chaos.round().with_context(place)?;
+            if (round + 1) % CLEAN_EVERY == 0 {
+                println!("round {}: killed {:?}", round + 1, chaos.killed);
+                chaos.clean(&before).with_context(place)?;
+            }
         }
         println!("killed {:?}", chaos.killed);
-        for name in std::mem::take(&mut chaos.containers) {
-            chaos.server.cli().output(&["rm", &name])?;
-        }
+        chaos.clean(&before)?;
         chaos.server.kill()?;
         chaos.server.restart()?;
         before.expect_no_more(world, None)
@@ -96,8 +114,7 @@ impl Chaos<'_> {
     fn round(&mut self) -> Result<()> {
         while (self.containers.len() as u64) < CONTAINERS {
             let name = self.name();
-            let args = ["create", "--image", &self.image, "--name", &name];
-            self.server.cli().output(&args)?;
+            self.server.cli().output(&self.create_words(&name))?;
             self.containers.push(name);
         }
         let promises = self.promises()?;
@@ -105,19 +122,22 @@ impl Chaos<'_> {
         // The moment itself is the point, so this is a time and no condition.
         std::thread::sleep(Duration::from_micros(self.random.below(60_000)));
         let lost = self.kill(&new)?;
+        let may_be_gone = |name: &String| *name == old || lost.as_ref() == Some(name);
         for running in load {
             // With what code it ends depends on what was killed, and when.
             running.finish()?;
         }
-        self.expect_containers(lost.as_deref(), &old)?;
+        self.expect_containers(lost.as_deref())?;
         for promise in promises {
-            if lost.as_ref() != Some(&promise.container) {
+            if !may_be_gone(&promise.container) {
                 self.keep(&promise)?;
+                self.kept.push(promise);
             }
         }
+        (self.kept).retain(|promise| !may_be_gone(&promise.container));
+        self.ask_again()?;
         // What was being made or removed has no end that could be foretold.
         for name in [Some(new), Some(old), lost].into_iter().flatten() {
-            self.containers.retain(|other| *other != name);
             self.remove(&name)?;
         }
         Ok(())
@@ -126,6 +146,15 @@ impl Chaos<'_> {
     fn name(&mut self) -> String {
         self.made += 1;
         format!("c{}", self.made)
+    }
+
+    /// Every third container is privileged.
+    fn create_words<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+        let mut words = vec!["create", "--quiet", "--image", &self.image, "--name", name];
+        if self.made.is_multiple_of(3) {
+            words.push("--privileged");
+        }
+        words
     }
 
     /// A process in each container that ends soon.
@@ -152,25 +181,25 @@ impl Chaos<'_> {
         let cli = self.server.cli();
         let (new, old) = (self.name(), self.containers.remove(0));
         let busy = self.containers.first().context("no container")?;
+        let end: &[&str] =
+            self.random
+                .one_of(&[&["rm"][..], &["rm"], &["stop"], &["stop", "--kill"]]);
+        let own: &[&str] = self
+            .random
+            .one_of(&[&[][..], &["--own-limits", "--memory", "64M"]]);
         let image = &self.image;
         let mut stream = cli.start(&["stream-in", busy, "/tmp"])?;
         // Two empty blocks: a whole archive of nothing.
         let _ = stream.write(&"\0".repeat(1024));
+        let pea = ["pea", "run", busy, "--image", image];
+        let program = ["--", "/bin/sleep", "0.05"];
         let load = vec![
             stream,
-            cli.start(&["create", "--image", image, "--name", &new])?,
-            cli.start(&["rm", &old])?,
+            cli.start(&["stream-out", busy, "/bin/"])?,
+            cli.start(&self.create_words(&new))?,
+            cli.start(&[end, &[&old]].concat())?,
             cli.start(&["exec", busy, "--", "/bin/true"])?,
-            cli.start(&[
-                "pea",
-                "run",
-                busy,
-                "--image",
-                image,
-                "--",
-                "/bin/sleep",
-                "0.05",
-            ])?,
+            cli.start(&[&pea[..], own, &program].concat())?,
         ];
         Ok((load, new, old))
     }
@@ -178,31 +207,46 @@ impl Chaos<'_> {
     /// Kills something; returns the container that may be lost by it.
     fn kill(&mut self, new: &str) -> Result<Option<String>> {
         let busy = self.containers.first().context("no container")?.clone();
-        match self.random.below(4) {
+        let victim = if self.random.below(2) == 0 {
+            new.to_owned()
+        } else {
+            busy.clone()
+        };
+        match self.random.below(6) {
             0 => {
                 self.note("server");
                 self.server.kill()?;
                 self.server.restart()?;
             }
             1 => {
-                self.note("zygote");
-                kill_all(self.world, |comm| comm == "garden-shim");
+                self.note("starting server");
+                self.server.kill()?;
+                let after = Duration::from_micros(self.random.below(300_000));
+                self.server.restart_cut_short(after)?;
+                self.server.restart()?;
             }
             2 => {
+                self.note("zygote");
+                signal_all(self.world, Signal::KILL, Whom::Zygote);
+            }
+            3 => {
                 self.note("pea");
                 for pid in self.peas(&busy)? {
-                    send_kill(pid);
+                    kill_pid(pid);
                 }
+            }
+            4 => {
+                self.note("worker");
+                signal_all(self.world, Signal::KILL, Whom::Worker(&victim));
             }
             _ => {
                 self.note("shim");
-                let victim = if self.random.below(2) == 0 {
-                    new
-                } else {
-                    &busy
-                };
-                let title = format!("gn:{victim}");
-                kill_all(self.world, |comm| comm == title);
+                signal_all(self.world, Signal::KILL, Whom::Supervisor(&victim));
+                // Half of the time also when nobody looks.
+                if self.random.below(2) == 0 {
+                    self.server.kill()?;
+                    self.server.restart()?;
+                }
                 return Ok((victim == busy).then_some(busy));
             }
         }
@@ -213,50 +257,61 @@ impl Chaos<'_> {
         *self.killed.entry(what).or_default() += 1;
     }
 
+    fn inspect(&self, container: &str) -> Result<Value> {
+        let args = ["inspect", container, "--json"];
+        Ok(serde_json::from_str(&self.server.cli().output(&args)?)?)
+    }
+
     fn peas(&self, container: &str) -> Result<Vec<i32>> {
-        let shown = self
-            .server
-            .cli()
-            .output(&["inspect", container, "--json"])?;
-        let shown: Value = serde_json::from_str(&shown)?;
+        let shown = self.inspect(container)?;
         let processes = shown["processes"].as_array().context("no processes")?;
         let peas = processes.iter().filter(|process| process["pea"] == true);
         peas.map(|pea| Ok(i32::try_from(pea["pid"].as_i64().context("no pid")?)?))
             .collect()
     }
 
-    fn expect_containers(&self, lost: Option<&str>, old: &str) -> Result<()> {
-        let listed = self.server.cli().output(&["ls"])?;
-        let listed: Vec<_> = listed
-            .lines()
-            .filter_map(|line| line.split_whitespace().next())
-            .collect();
+    fn expect_containers(&self, lost: Option<&str>) -> Result<()> {
+        let listed = self.server.cli().output(&["ls", "--quiet"])?;
+        let listed: Vec<_> = listed.lines().collect();
         for name in &self.containers {
-            let excused = lost == Some(name.as_str()) || name == old;
             ensure!(
-                excused || listed.contains(&name.as_str()),
+                listed.contains(&name.as_str()),
                 "{name} is lost; there are {listed:?}"
             );
         }
-        Ok(())
+        let Some(lost) = lost else { return Ok(()) };
+        wait_until("a dead supervisor is noticed", DEADLINE, || {
+            let events = self.inspect(lost)?["events"].to_string();
+            Ok(events.contains("Supervisor died"))
+        })
     }
 
     fn keep(&self, promise: &Promise) -> Result<()> {
-        // Of the one that was being removed there is nobody to ask.
-        if !self.containers.contains(&promise.container) {
-            return Ok(());
-        }
         let args = ["attach", &promise.container, &promise.process];
         let outcome = self.server.cli().run(&args)?;
         outcome.expect_code(promise.code)?;
         Ok(())
     }
 
+    /// Asks once more for the status of a process that ended in any earlier round.
+    fn ask_again(&mut self) -> Result<()> {
+        if self.kept.is_empty() {
+            return Ok(());
+        }
+        let index = self.random.below(self.kept.len() as u64);
+        let promise = self.kept[usize::try_from(index)?].clone();
+        self.keep(&promise).context("a status that was told before")
+    }
+
     /// Removes a container that may be there, or half there.
-    fn remove(&self, name: &str) -> Result<()> {
+    fn remove(&mut self, name: &str) -> Result<()> {
+        self.containers.retain(|other| other != name);
+        self.kept.retain(|promise| promise.container != name);
+        let most = REMEMBERED * self.containers.len();
+        self.kept.drain(..self.kept.len().saturating_sub(most));
         let mut last = String::new();
         let what = format!("{name} is gone");
-        let waited = wait_until(&what, Duration::from_secs(20), || {
+        let waited = wait_until(&what, Duration::from_secs(60), || {
             let outcome = self.server.cli().run(&["rm", name])?;
             let gone = outcome.code == Some(0) || outcome.stderr.contains("unknown handle");
             outcome.stderr.trim().clone_into(&mut last);
@@ -264,41 +319,13 @@ impl Chaos<'_> {
         });
         waited.with_context(|| format!("garden rm said: {last}"))
     }
-}
 
-/// Kills the world's supervisors of such a name. Each is known by a file that it has open in the
-/// world's directory.
-fn kill_all(world: &World, wanted: impl Fn(&str) -> bool) {
-    let tag = world.tag();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if !wanted(comm.trim_end()) {
-            continue;
+    /// Removes everything and looks at what is left.
+    fn clean(&mut self, before: &Leaks) -> Result<()> {
+        for name in self.containers.clone() {
+            self.remove(&name)?;
         }
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let named = String::from_utf8_lossy(&command).contains(tag);
-        let files = fs::read_dir(entry.path().join("fd"));
-        let open = files.into_iter().flatten().flatten().any(|file| {
-            fs::read_link(file.path()).is_ok_and(|path| path.to_string_lossy().contains(tag))
-        });
-        if named || open {
-            send_kill(pid);
-        }
-    }
-}
-
-fn send_kill(pid: i32) {
-    let Some(pid) = Pid::from_raw(pid) else {
-        return;
-    };
-    if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
-        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        self.server.cli().output(&["teardown", "wait"])?;
+        before.expect_no_more(self.world, None)
     }
 }

@@ -9,13 +9,14 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use garden_sys::userns::IdRange;
 use rustix::fs::{Gid, Mode, Stat, Uid};
 use rustix::io::Errno;
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::digest::Digest;
 use crate::dirs;
@@ -25,7 +26,7 @@ use crate::mounting::BindRequest;
 use crate::quota::{AppliedLimit, DiskLimit};
 use crate::shifted;
 use crate::staging::Staged;
-use crate::store::Store;
+use crate::store::{Described, Store};
 use crate::trash::With;
 use crate::unpack::attributes::Attributes;
 
@@ -116,6 +117,24 @@ pub struct RootfsInfo {
     pub limit: AppliedLimit,
 }
 
+/// A [`RootfsInfo`] as it is written: with the part that is the same for all of an image written
+/// out once.
+#[derive(Serialize)]
+struct Record<'a> {
+    id: &'a str,
+    image: Option<Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<&'a Path>,
+    layers: &'a RawValue,
+    read_only: bool,
+    created_ms: u64,
+    boot: &'a str,
+    base_bytes: u64,
+    base_inodes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a AppliedLimit>,
+}
+
 /// What is on the disk under an id.
 #[derive(Debug)]
 pub(crate) enum State {
@@ -145,13 +164,13 @@ impl Store {
             return Err(Error::IdInUse(id.to_owned()));
         }
         // Until the record below refers to its layers.
-        let _used = self.hold_image(request.image)?;
+        let used = self.hold_image(request.image)?;
         let quota = &self.inner.quota;
-        let planned = quota.plan(&request.limit, request.image.size())?;
+        let planned = quota.plan(&request.limit, used.described.bytes)?;
         let staged = quota.stage(&self.inner.trash)?;
         // First of all: what is made in it from now on is counted, and the record says so.
         let limit = quota.set_up(staged.directory(), planned)?;
-        self.write_record(&staged, request, &limit)?;
+        self.write_record(&staged, request, &used.described, &limit)?;
         let upper = staged.subdirectory("upper", Mode::from_raw_mode(0o755))?;
         give_root(&upper, &request.image.root, &request.mapping)?;
         let (image, mapping) = (request.image, &request.mapping);
@@ -192,19 +211,28 @@ impl Store {
 
     /// All root filesystems, by id.
     pub fn list(&self) -> Result<Vec<RootfsInfo>> {
-        let names =
-            dirs::names(&self.inner.dirs.rootfs).step(|| "list root filesystems".to_owned())?;
+        let names = self.ids()?;
         // One without a readable record was destroyed just now.
         Ok(names.iter().filter_map(|id| self.info(id)).collect())
     }
 
-    /// Destroys all root filesystems but those whose ids the owner keeps; gives the ids of the
-    /// others. For an owner that was restarted, and knows what it still has.
-    pub fn retain(&self, mut keeps: impl FnMut(&str) -> bool) -> Result<Vec<String>> {
+    /// The ids that are taken, also by what is not whole. Reads one directory.
+    pub fn ids(&self) -> Result<Vec<String>> {
+        dirs::names(&self.inner.dirs.rootfs).step(|| "list root filesystems".to_owned())
+    }
+
+    /// Destroys those of these root filesystems whose ids the owner does not keep; gives their ids.
+    /// For an owner that was restarted, and knows what it still has. Ids that were listed before
+    /// anything new was made cannot be of anything new.
+    pub fn retain(
+        &self,
+        among: &[String],
+        mut keeps: impl FnMut(&str) -> bool,
+    ) -> Result<Vec<String>> {
         let mut destroyed = Vec::new();
-        for rootfs in self.list()? {
-            if !keeps(&rootfs.id) && self.destroy(&rootfs.id)? {
-                destroyed.push(rootfs.id);
+        for id in among {
+            if !keeps(id) && self.info(id).is_some() && self.destroy(id)? {
+                destroyed.push(id.clone());
             }
         }
         Ok(destroyed)
@@ -252,53 +280,43 @@ impl Store {
         &self,
         staged: &Staged,
         request: &CreateRequest<'_>,
+        layers: &Described,
         limit: &AppliedLimit,
     ) -> Result<()> {
-        let layers = request.image.layers.iter();
-        self.record(
-            staged,
-            &RootfsInfo {
-                image: Some(request.image.id),
-                layers: layers.map(|layer| layer.key.clone()).collect(),
-                base_bytes: request.image.size(),
-                base_inodes: self.inner.layers.entries(&request.image.layers),
-                limit: limit.clone(),
-                ..self.new_info(request.id, request.read_only)
-            },
-        )
+        let record = Record {
+            image: Some(request.image.id),
+            base_bytes: layers.bytes,
+            base_inodes: layers.entries,
+            limit: Some(limit),
+            ..self.new_record(request.id, request.read_only, &layers.keys)
+        };
+        write(staged, &record)
     }
 
     /// The record of a root filesystem that is a directory of the host.
     pub(crate) fn record_bound(&self, staged: &Staged, request: &BindRequest<'_>) -> Result<()> {
-        self.record(
-            staged,
-            &RootfsInfo {
-                directory: Some(request.path.to_owned()),
-                ..self.new_info(request.id, request.read_only)
-            },
-        )
+        let none = serde_json::value::to_raw_value::<[&str]>(&[])
+            .map_err(|error| Error::host("describe no layers", error))?;
+        let record = Record {
+            directory: Some(request.path),
+            ..self.new_record(request.id, request.read_only, &none)
+        };
+        write(staged, &record)
     }
 
-    fn new_info(&self, id: &str, read_only: bool) -> RootfsInfo {
-        RootfsInfo {
-            id: id.to_owned(),
+    fn new_record<'a>(&'a self, id: &'a str, read_only: bool, layers: &'a RawValue) -> Record<'a> {
+        Record {
+            id,
             image: None,
             directory: None,
-            layers: Vec::new(),
+            layers,
             read_only,
             created_ms: dirs::now_ms(),
-            boot: self.inner.dirs.boot.clone(),
+            boot: &self.inner.dirs.boot,
             base_bytes: 0,
             base_inodes: 0,
-            limit: AppliedLimit::default(),
+            limit: None,
         }
-    }
-
-    fn record(&self, staged: &Staged, info: &RootfsInfo) -> Result<()> {
-        let step = || format!("write the record of the root filesystem {:?}", info.id);
-        let text = serde_json::to_vec(info).map_err(|error| Error::host(step(), error))?;
-        dirs::write(staged, RECORD, &text).step(step)?;
-        Ok(())
     }
 
     /// Gives a finished root filesystem its id.
@@ -312,6 +330,13 @@ impl Store {
             }
         }
     }
+}
+
+fn write(staged: &Staged, record: &Record<'_>) -> Result<()> {
+    let step = || format!("write the record of the root filesystem {:?}", record.id);
+    let text = serde_json::to_vec(record).map_err(|error| Error::host(step(), error))?;
+    dirs::write(staged, RECORD, &text).step(step)?;
+    Ok(())
 }
 
 /// Whether something got its name in an earlier boot. Only asked about what has no record.
@@ -358,4 +383,55 @@ fn on_host(ranges: &[IdRange], id: u32, what: &str) -> Result<u32> {
         let text = format!("it has no place for the {what} {id}, the owner of the image's root");
         Error::InvalidMapping(text)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::Enforced;
+
+    #[test]
+    fn a_record_reads_as_what_it_says() {
+        let keys = serde_json::value::to_raw_value(&["below", "above"]).unwrap();
+        let limit = AppliedLimit {
+            bytes: Some(5),
+            inodes: None,
+            enforced: Enforced::Kernel,
+        };
+        let mut record = Record {
+            id: "one",
+            image: Some(Digest::of(b"image")),
+            directory: None,
+            layers: &keys,
+            read_only: true,
+            created_ms: 17,
+            boot: "a boot",
+            base_bytes: 3,
+            base_inodes: 4,
+            limit: Some(&limit),
+        };
+        let read = |record: &Record<'_>| -> RootfsInfo {
+            serde_json::from_slice(&serde_json::to_vec(record).unwrap()).unwrap()
+        };
+        let info = RootfsInfo {
+            id: "one".to_owned(),
+            image: Some(Digest::of(b"image")),
+            directory: None,
+            layers: vec!["below".to_owned(), "above".to_owned()],
+            read_only: true,
+            created_ms: 17,
+            boot: "a boot".to_owned(),
+            base_bytes: 3,
+            base_inodes: 4,
+            limit: limit.clone(),
+        };
+        assert_eq!(read(&record), info);
+        (record.limit, record.directory) = (None, Some(Path::new("/data")));
+        let info = RootfsInfo {
+            limit: AppliedLimit::default(),
+            directory: Some(PathBuf::from("/data")),
+            ..info
+        };
+        assert_eq!(read(&record), info);
+    }
 }

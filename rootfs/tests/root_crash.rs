@@ -248,7 +248,7 @@ fn killed_at_any_instant() {
     }
     // And nothing is left when nothing is used.
     let store = Store::open(&options(dir, Role::Server)).unwrap();
-    store.retain(|_| false).unwrap();
+    store.retain(&store.ids().unwrap(), |_| false).unwrap();
     store.collect(&CollectPolicy::unused()).unwrap();
     place.store = Some(store);
     place.assert_nothing_left(0);

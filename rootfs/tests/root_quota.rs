@@ -548,6 +548,30 @@ fn an_account_starts_empty_again() {
     });
 }
 
+/// What keeps a sweep from taking the account of a subvolume that is just being made.
+#[test]
+fn an_account_knows_its_transaction() {
+    on_each_disk("an_account_knows_its_transaction", |disk| {
+        if disk.kind() != QuotaKind::Btrfs {
+            return;
+        }
+        let parent = std::fs::File::open(disk.dir.path()).unwrap();
+        btrfs::create_subvolume(&parent, "made").unwrap();
+        let made = std::fs::File::open(disk.dir.path().join("made")).unwrap();
+        let number = btrfs::subvolume(&made).unwrap();
+        let account = || btrfs::qgroup(&parent, number).unwrap().unwrap();
+        let at_first = account().generation;
+        assert!(at_first <= btrfs::generation(&parent).unwrap());
+        // Older than what runs only when its own was committed: changes begin the next.
+        rustix::fs::syncfs(&parent).unwrap();
+        std::fs::File::create(disk.dir.path().join("file")).unwrap();
+        assert!(account().generation < btrfs::generation(&parent).unwrap());
+        assert!(account().generation >= at_first);
+        drop(made);
+        btrfs::destroy_subvolume(&parent, "made").unwrap();
+    });
+}
+
 /// Hands the file system of a disk to a quota call, in the way that this kernel has.
 fn on<T>(disk: &Disk, call: impl FnOnce(FileSystem<'_>) -> std::io::Result<T>) -> T {
     let dir = std::fs::File::open(disk.dir.path()).unwrap();

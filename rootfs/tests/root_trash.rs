@@ -89,7 +89,8 @@ fn an_owner_keeps_what_it_knows() {
         };
         place.store().create(&request).unwrap();
     }
-    let destroyed = place.store().retain(|id| id == "known").unwrap();
+    let ids = place.store().ids().unwrap();
+    let destroyed = place.store().retain(&ids, |id| id == "known").unwrap();
     assert_eq!(destroyed, ["orphan-1", "orphan-2"]);
     let left: Vec<_> = (place.store().list().unwrap().into_iter())
         .map(|rootfs| rootfs.id)

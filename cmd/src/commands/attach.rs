@@ -6,18 +6,22 @@ use garden::client::Wanted;
 use garden::model::{Handle, ProcessId};
 
 use crate::reach::Target;
+use crate::streams::Followed;
 use crate::{streams, values};
 
 /// Join a process of a container; interrupting leaves it running
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  garden attach web $(garden exec web --detach -- /app/worker)")]
+#[command(after_help = "Ctrl-P Ctrl-Q leaves a process with a terminal.
+
+Examples:
+  garden attach web
+  garden attach web $(garden exec -d web sleep 1)")]
 pub(crate) struct AttachArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]
     name: Handle,
-    /// The process, as `garden inspect` lists it
-    #[arg(value_name = "ID", value_parser = values::process_id)]
+    /// The process, as `garden ps` lists it
+    #[arg(value_name = "ID", value_parser = values::process_id, default_value = super::MAIN)]
     process: ProcessId,
     /// Do not pass standard input on
     #[arg(long)]
@@ -36,6 +40,13 @@ pub(crate) async fn run(target: &Target, args: AttachArgs) -> Result<u8> {
     let how = streams::How {
         input: !args.no_stdin,
         terminal: args.tty,
+        detach: true,
     };
-    streams::follow(process, how, streams::interrupted()).await
+    match streams::follow(process, how, streams::interrupted()).await? {
+        Followed::Ended(code) => Ok(code),
+        Followed::Detached => {
+            streams::say_detached(&args.name, &args.process);
+            Ok(0)
+        }
+    }
 }

@@ -4,7 +4,9 @@ use anyhow::Result;
 use clap::{ArgMatches, Args, Command};
 
 use super::server::ServerArgs;
+use super::server_guardian::reason;
 use super::{print, print_json};
+use crate::reach::Target;
 use crate::settings::{self, Effective, Expanded};
 use crate::table;
 
@@ -37,6 +39,9 @@ impl ConfigVerb {
         {
             self.effective = settings::effective(known, given, expanded);
             self.effective.retain(|one| one.flag != "json");
+            for one in &mut self.effective {
+                one.note = reason(&one.flag);
+            }
         }
     }
 }
@@ -45,8 +50,8 @@ impl ConfigVerb {
 ///
 /// # Errors
 /// When a value cannot be used together with another.
-pub(crate) fn run(args: &ConfigVerb) -> Result<u8> {
-    args.server.check()?;
+pub(crate) fn run(target: &Target, args: &ConfigVerb) -> Result<u8> {
+    args.server.check(target)?;
     if args.json {
         print_json(&args.effective)?;
         return Ok(0);
@@ -58,9 +63,13 @@ pub(crate) fn run(args: &ConfigVerb) -> Result<u8> {
                 one.flag.clone(),
                 one.values.join(" "),
                 one.source.to_owned(),
+                match one.note {
+                    "" => String::new(),
+                    why => format!("does nothing: {why}"),
+                },
             ]
         })
         .collect();
-    print(&table::format(&["FLAG", "VALUE", "FROM"], &rows))?;
+    print(&table::format(&["FLAG", "VALUE", "FROM", ""], &rows))?;
     Ok(0)
 }

@@ -2,43 +2,49 @@
 
 use anyhow::Result;
 use clap::Args;
-use garden::model::{BindMount, ContainerSpec, DiskLimit, DiskScope, Handle, Limits};
+use garden::model::{BindMount, ContainerSpec, DiskLimit, DiskScope, Handle, Limits, PortMapping};
 
 use super::health_args::HealthArgs;
 use super::limits::ShareArgs;
-use super::print;
+use super::process::{ProcessArgs, Words};
+use super::{print, start};
 use crate::reach::Target;
 use crate::values;
 
 /// Create a container and print its name
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  garden create --image busybox.tar --name web --memory 64M --disk 1G")]
+#[command(after_help = "Examples:
+  garden create --image busybox.tar --name web --memory 64M
+  garden create --name job busybox.tar sh -c 'echo done'")]
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     container: ContainerArgs,
     #[command(flatten)]
+    process: ProcessArgs,
+    #[command(flatten)]
     health: HealthArgs,
+    #[command(flatten)]
+    words: Words,
 }
 
 /// What a container is made from.
 #[derive(Debug, Args)]
 pub(crate) struct ContainerArgs {
     /// Root filesystem: a tar (plain, gzip, zstd), a directory, oci:///PATH[:REF], or
-    /// docker://[HOST/]REPOSITORY[#TAG] [default: the server's, if it has one]
+    /// docker://[HOST/]REPOSITORY[#TAG]; a name that is no file is one of Docker Hub
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<String>,
     /// Name of the container [default: a generated one]
     #[arg(long, value_name = "NAME", value_parser = values::handle)]
     name: Option<Handle>,
     /// Environment of every process in the container; repeatable
-    #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
+    #[arg(long, short, value_name = "K[=V]", value_parser = values::environment)]
     env: Vec<String>,
     /// Most memory, like 64M
     #[arg(long, short, value_name = "SIZE", value_parser = values::size)]
     memory: Option<u64>,
     /// Most processes and threads
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, visible_alias = "pids-limit", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
     #[command(flatten)]
     share: ShareArgs,
@@ -47,6 +53,12 @@ pub(crate) struct ContainerArgs {
     /// Host path inside the container, writable unless `:ro`; repeatable
     #[arg(long, short, value_name = "SRC:DST[:ro|rw]", value_parser = values::volume)]
     volume: Vec<BindMount>,
+    /// Address or subnet of its own, outside of the server's pool, like 10.1.0.0/24
+    #[arg(long, value_name = "CIDR")]
+    network: Option<String>,
+    /// Lead a port of the host to one of the container; an empty one of the host is any; repeatable
+    #[arg(long, short, value_name = "HOST:CONTAINER", value_parser = values::port)]
+    publish: Vec<PortMapping>,
     /// Free text by key, kept with the container; repeatable
     #[arg(long, value_name = "K=V", value_parser = values::assignment)]
     property: Vec<String>,
@@ -56,6 +68,9 @@ pub(crate) struct ContainerArgs {
     /// No user namespace, all capabilities, no seccomp filter
     #[arg(long)]
     privileged: bool,
+    /// Nothing can be written to the root filesystem; bind mounts are as they say
+    #[arg(long)]
+    read_only: bool,
     /// No bars while the image is fetched
     #[arg(long, short)]
     pub(crate) quiet: bool,
@@ -92,11 +107,11 @@ impl DiskArgs {
 }
 
 impl ContainerArgs {
-    /// As the server wants it.
-    pub(crate) fn spec(&self) -> Result<ContainerSpec> {
+    /// As the server wants it, made from this image; of none, from the server's own.
+    pub(crate) fn spec(&self, image: Option<&str>) -> Result<ContainerSpec> {
         Ok(ContainerSpec {
             handle: self.name.clone(),
-            image: self.image.as_deref().map(super::image).transpose()?,
+            image: image.map(super::image).transpose()?,
             env: self.env.clone(),
             bind_mounts: self.volume.clone(),
             properties: self
@@ -107,6 +122,9 @@ impl ContainerArgs {
                 .collect(),
             grace_time: self.grace_time.map(std::time::Duration::from_secs),
             privileged: self.privileged,
+            network: self.network.clone(),
+            net_in: self.publish.clone(),
+            read_only: self.read_only,
             limits: self.share.add_to(Limits {
                 memory_bytes: self.memory,
                 pids: self.pids,
@@ -118,11 +136,19 @@ impl ContainerArgs {
     }
 }
 
-/// Creates it.
+/// Creates it. A command is kept for `garden start`.
 pub(crate) async fn run(target: &Target, args: &CreateArgs) -> Result<u8> {
-    let client = target.server().await?;
-    let mut spec = args.container.spec()?;
+    let (image, command) = match (&args.container.image, args.words.is_empty()) {
+        (None, true) => (None, &[][..]),
+        (flag, _) => args.words.read(flag.as_deref())?,
+    };
+    let mut spec = args.container.spec(image)?;
     spec.checks = args.health.checks()?;
+    if !command.is_empty() {
+        let entry = start::Entry::new(&args.process.spec(command));
+        let _ = (spec.properties).insert(start::PROPERTY.to_owned(), entry.to_text()?);
+    }
+    let client = target.server().await?;
     super::pull::watch(&client, spec.image.as_ref(), args.container.quiet).await?;
     let handle = client.create(&spec).await?;
     print(&format!("{handle}\n"))?;

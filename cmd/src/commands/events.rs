@@ -100,7 +100,7 @@ fn line(event: &Event) -> String {
 }
 
 /// The time of day, in UTC, with milliseconds.
-fn time(ms: u64) -> String {
+pub(super) fn time(ms: u64) -> String {
     let seconds = ms / 1000;
     let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
     format!(

@@ -8,18 +8,22 @@ use garden::model::{Handle, ProcessSpec, Signal};
 use super::print;
 use super::process::ProcessArgs;
 use crate::reach::Target;
+use crate::streams::Followed;
 use crate::{streams, values};
 
 /// Run a command in a container that exists
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  garden exec web --user vcap -- sh -c 'ps; id'")]
+#[command(after_help = "Examples:
+  garden exec web ps
+  garden exec -it web sh -c 'stty size'
+  garden exec web --user vcap -- sh -c 'id; pwd'
+  garden exec -d web sleep 1000")]
 pub(crate) struct ExecArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]
     name: Handle,
     /// Environment of the process; repeatable
-    #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
+    #[arg(long, short, value_name = "K[=V]", value_parser = values::environment)]
     env: Vec<String>,
     #[command(flatten)]
     process: ProcessArgs,
@@ -27,15 +31,16 @@ pub(crate) struct ExecArgs {
     #[arg(long, short)]
     detach: bool,
     /// The command and its arguments
-    #[arg(required = true, last = true, value_name = "CMD")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
-/// Runs it; an interrupted command ends its process.
+/// Runs it; an interrupted command ends its process, the detach keys leave it running.
 pub(crate) async fn run(target: &Target, args: ExecArgs) -> Result<u8> {
     let client = target.server().await?;
     let spec = ProcessSpec {
         env: args.env,
+        log_bytes: args.detach.then_some(super::start::LOG_BYTES),
         ..args.process.spec(&args.command)
     };
     if args.detach {
@@ -44,12 +49,16 @@ pub(crate) async fn run(target: &Target, args: ExecArgs) -> Result<u8> {
         return Ok(0);
     }
     let process = client.run(&args.name, &spec, Wanted::ALL).await?;
-    follow(process, args.process.tty).await
+    follow(&args.name, process, args.process.tty).await
 }
 
 /// Follows a process to its end. An interruption kills it, and waits for that to be so.
-pub(crate) async fn follow(process: garden::client::Process, terminal: bool) -> Result<u8> {
-    let input = process.input();
+pub(crate) async fn follow(
+    container: &Handle,
+    process: garden::client::Process,
+    terminal: bool,
+) -> Result<u8> {
+    let (id, input) = (process.id.clone(), process.input());
     let kill = async move {
         let code = streams::interrupted().await;
         input.signal(Signal::Kill).await;
@@ -60,6 +69,13 @@ pub(crate) async fn follow(process: garden::client::Process, terminal: bool) -> 
     let how = streams::How {
         input: true,
         terminal,
+        detach: true,
     };
-    streams::follow(process, how, kill).await
+    match streams::follow(process, how, kill).await? {
+        Followed::Ended(code) => Ok(code),
+        Followed::Detached => {
+            streams::say_detached(container, &id);
+            Ok(0)
+        }
+    }
 }

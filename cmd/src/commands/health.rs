@@ -22,6 +22,8 @@ pub(crate) enum HealthVerb {
 
 /// Show what the checks of a container say
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  garden health show web")]
 pub(crate) struct ShowArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]
@@ -33,6 +35,9 @@ pub(crate) struct ShowArgs {
 
 /// Replace all checks of a container
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  garden health set web --health-cmd 'test -e /bin/sh' --health-interval 5s
+  garden health set web checks.json")]
 pub(crate) struct SetArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]
@@ -46,6 +51,8 @@ pub(crate) struct SetArgs {
 
 /// Remove a check of a container
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  garden health rm web alive")]
 pub(crate) struct RmArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]

@@ -175,7 +175,7 @@ pub(crate) fn read(file: &std::path::Path) -> Result<Vec<CheckSpec>> {
     Ok(checks)
 }
 
-fn tcp(text: &str) -> Result<TcpProbe, String> {
+pub(crate) fn tcp(text: &str) -> Result<TcpProbe, String> {
     let wrong = || {
         format!(
             "{text:?} is no place to connect to: give a port, or ADDRESS:PORT, with [] around \
@@ -192,7 +192,7 @@ fn tcp(text: &str) -> Result<TcpProbe, String> {
     })
 }
 
-fn http(text: &str) -> Result<HttpCheck, String> {
+pub(crate) fn http(text: &str) -> Result<HttpCheck, String> {
     let place = text.strip_prefix("http://").unwrap_or(text);
     let (place, path) = match place.find('/') {
         Some(at) => place.split_at(at),

@@ -12,6 +12,9 @@ use crate::{table, values};
 
 /// Show one container
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  garden inspect web
+  garden inspect web --json")]
 pub(crate) struct InspectArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]

@@ -10,7 +10,9 @@ use crate::{table, values};
 
 /// List containers
 #[derive(Debug, Args)]
-#[command(visible_alias = "ps")]
+#[command(after_help = "Examples:
+  garden ls
+  garden ls -q --filter team=payments")]
 pub(crate) struct LsArgs {
     /// Only those with this property; repeatable
     #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
@@ -21,6 +23,18 @@ pub(crate) struct LsArgs {
     /// For programs
     #[arg(long)]
     json: bool,
+}
+
+impl LsArgs {
+    /// All of them.
+    pub(super) fn plain(quiet: bool, json: bool) -> Self {
+        let filter = Vec::new();
+        Self {
+            filter,
+            quiet,
+            json,
+        }
+    }
 }
 
 /// Lists them.

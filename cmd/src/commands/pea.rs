@@ -7,7 +7,7 @@ use garden::model::{BindMount, Handle, Limits, ProcessSpec};
 
 use super::create::DiskArgs;
 use super::limits::ShareArgs;
-use super::process::ProcessArgs;
+use super::process::{ProcessArgs, Words};
 use super::{exec, print, print_json};
 use crate::reach::Target;
 use crate::{table, values};
@@ -21,17 +21,20 @@ pub(crate) enum PeaVerb {
 
 /// Run a command with an image of its own in a container's namespaces
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  garden pea run web --image probe.tar --user vcap -- wget -q -O - http://127.0.0.1:8080/")]
+#[command(after_help = "Examples:
+  garden pea run web probe.tar ps
+  garden pea run web --image probe.tar --user vcap -- cat /proc/self/cgroup
+  garden pea run -d --id proxy web probe.tar sleep 1000")]
 pub(crate) struct RunArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]
     name: Handle,
-    /// Root filesystem: a tar (plain, gzip, zstd), a directory, or oci:///PATH[:REF]
+    /// Root filesystem: a tar (plain, gzip, zstd), a directory, oci:///PATH[:REF], or
+    /// docker://[HOST/]REPOSITORY[#TAG]
     #[arg(long, value_name = "IMAGE")]
-    image: String,
+    image: Option<String>,
     /// Environment of the process; repeatable
-    #[arg(long, short, value_name = "K=V", value_parser = values::assignment)]
+    #[arg(long, short, value_name = "K[=V]", value_parser = values::environment)]
     env: Vec<String>,
     #[command(flatten)]
     process: ProcessArgs,
@@ -48,17 +51,21 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     share: ShareArgs,
     /// Most processes and threads, with --own-limits or within the container's
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, visible_alias = "pids-limit", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
     #[command(flatten)]
     disk: DiskArgs,
-    /// The command and its arguments
-    #[arg(required = true, last = true, value_name = "CMD")]
-    command: Vec<String>,
+    /// Print the sidecar's name and leave it running
+    #[arg(long, short)]
+    detach: bool,
+    #[command(flatten)]
+    words: Words,
 }
 
 /// List the running sidecars of a container
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  garden pea ls web")]
 pub(crate) struct LsArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]
@@ -87,17 +94,32 @@ async fn run_one(target: &Target, args: RunArgs) -> Result<u8> {
             ..Limits::default()
         })
     });
+    let (image, command) = args.words.read(args.image.as_deref())?;
+    let Some(image) = image else {
+        bail!("a sidecar has an image of its own: name it, like `garden pea run web box.tar ps`");
+    };
+    if command.is_empty() {
+        bail!(
+            "no command is given: write it behind the image, like `garden pea run web box.tar ps`"
+        );
+    }
     let spec = ProcessSpec {
-        env: args.env,
-        bind_mounts: args.volume,
-        image: Some(super::image(&args.image)?),
+        env: args.env.clone(),
+        log_bytes: args.detach.then_some(super::start::LOG_BYTES),
+        bind_mounts: args.volume.clone(),
+        image: Some(super::image(image)?),
         own_limits,
         disk: args.disk.limit(),
         pids: args.pids,
-        ..args.process.spec(&args.command)
+        ..args.process.spec(command)
     };
+    if args.detach {
+        let process = client.run(&args.name, &spec, Wanted::NONE).await?;
+        print(&format!("{}\n", process.id))?;
+        return Ok(0);
+    }
     let process = client.run(&args.name, &spec, Wanted::ALL).await?;
-    exec::follow(process, args.process.tty).await
+    exec::follow(&args.name, process, args.process.tty).await
 }
 
 async fn list(target: &Target, args: &LsArgs) -> Result<u8> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use garden::api;
+use garden::api::Listen;
 use garden::hosting::{Hosted, find_shim};
 use garden::ids;
 use garden::manager::{Options, Unmount, WithoutQuota};
@@ -14,11 +14,17 @@ use garden::policy::{Policy, TcpDefaults};
 use garden_rootfs::plugin::{Plugin, Plugins};
 use garden_rootfs::{CollectPolicy, Space, WaterMarks};
 
+use super::server_ends::EndArgs;
+use super::server_guardian::GuardianArgs;
 use super::server_limits::ServerLimits;
+use super::server_listen::{ListenArgs, Reachable};
+use super::server_network::ServerNetwork;
+use crate::logging::LogLevel;
+use crate::notify::Notify;
 use crate::reach::Target;
 use crate::registry::RegistryArgs;
 use crate::settings::ConfigArgs;
-use crate::{streams, values};
+use crate::{logging, streams, values};
 
 /// Run the server; containers outlive it
 #[derive(Debug, Args)]
@@ -28,6 +34,7 @@ pub(crate) struct ServerArgs {
     /// Directory of sockets and records, on a tmpfs
     #[arg(
         long,
+        visible_alias = "depot",
         env = "GARDEN_RUNTIME_DIR",
         value_name = "DIR",
         default_value = "/run/garden"
@@ -50,7 +57,7 @@ pub(crate) struct ServerArgs {
     /// Image of containers that name none
     #[arg(long, visible_alias = "default-rootfs", value_name = "IMAGE")]
     default_image: Option<String>,
-    /// Most containers at a time [default: unlimited]
+    /// Most containers at a time; 0 for any number [default: unlimited]
     #[arg(long, value_name = "N")]
     max_containers: Option<usize>,
     /// Let fsync work inside containers; unmounting then writes the whole disk of the store
@@ -59,18 +66,32 @@ pub(crate) struct ServerArgs {
     /// Where the store's file system has no quota: count what is used, or refuse disk limits
     #[arg(long, value_name = "HOW", value_enum, default_value = "account")]
     without_quota: OnNoQuota,
+    /// Destroy the containers that an earlier server left, before serving
+    #[arg(long)]
+    destroy_containers_on_startup: bool,
+    /// What is logged: debug, info, error or fatal, and what is worse
+    #[arg(long, value_name = "LEVEL", value_enum, default_value = "info")]
+    log_level: LogLevel,
     #[command(flatten)]
     config: ConfigArgs,
+    #[command(flatten, next_help_heading = "Who can reach the server")]
+    listen: ListenArgs,
     #[command(flatten, next_help_heading = "Containers and processes")]
     policy: PolicyArgs,
+    #[command(flatten, next_help_heading = "Ends")]
+    ends: EndArgs,
     #[command(flatten, next_help_heading = "Limits")]
     limits: ServerLimits,
+    #[command(flatten, next_help_heading = "Network")]
+    network: ServerNetwork,
     #[command(flatten, next_help_heading = "Collection of unused images")]
     collect: CollectArgs,
     #[command(flatten, next_help_heading = "Image plugins")]
     plugins: PluginArgs,
     #[command(flatten, next_help_heading = "Registries")]
     registry: RegistryArgs,
+    #[command(flatten, next_help_heading = "For Guardian's sake")]
+    guardian: GuardianArgs,
 }
 
 /// What the operator decides for all containers.
@@ -92,10 +113,10 @@ struct PolicyArgs {
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     default_grace_time: Option<Duration>,
     /// First id on the host for the ids of unprivileged containers from 1 on
-    #[arg(long, visible_alias = "gid-map-start", value_name = "ID")]
+    #[arg(long, value_name = "ID")]
     uid_map_start: Option<u32>,
     /// How many ids unprivileged containers have [default: all there are]
-    #[arg(long, visible_alias = "gid-map-length", value_name = "N")]
+    #[arg(long, value_name = "N")]
     uid_map_length: Option<u32>,
     /// Give each unprivileged container so many ids that no other has, from --uid-map-start on
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..))]
@@ -245,44 +266,69 @@ impl PluginArgs {
 
 impl ServerArgs {
     /// Whether the values can be used, as far as nothing needs to be started to know.
-    pub(crate) fn check(&self) -> Result<()> {
-        self.registry.policy().map(drop)
+    pub(crate) fn check(&self, target: &Target) -> Result<()> {
+        self.registry.policy()?;
+        self.listen.check(target)?;
+        self.guardian
+            .check(self.policy.uid_map_start, self.policy.uid_map_length)
+    }
+
+    /// What is to be logged.
+    pub(crate) fn log_level(&self) -> LogLevel {
+        self.log_level
+    }
+
+    /// What the manager has to know.
+    pub(crate) fn manager(self) -> Result<Options> {
+        let shim = find_shim(self.shim.as_deref())?;
+        let mut options = Options::new(self.runtime_dir, self.store, shim);
+        options.tag = self.tag;
+        options.default_image = self.default_image.filter(|image| !image.is_empty());
+        options.max_containers = self.max_containers.filter(|most| *most > 0);
+        options.destroy_on_start = self.destroy_containers_on_startup;
+        options.without_quota = match self.without_quota {
+            OnNoQuota::Account => WithoutQuota::Account,
+            OnNoQuota::Refuse => WithoutQuota::Refuse,
+        };
+        options.plugins = self.plugins.plugins();
+        options.registry = self.registry.policy()?;
+        options.collect = self.collect.policy();
+        options.ending = self.ends.ending();
+        self.limits.apply(&mut options);
+        self.network.apply(&mut options)?;
+        if self.sync_unmount {
+            options.unmount = Unmount::Sync;
+        }
+        self.policy.apply(&mut options)?;
+        Ok(options)
     }
 }
 
-/// Serves until SIGINT or SIGTERM.
+/// Serves until SIGINT or SIGTERM; a second one ends it at once.
 pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
-    let mut options = Options::new(
-        args.runtime_dir,
-        args.store,
-        find_shim(args.shim.as_deref())?,
-    );
-    options.tag = args.tag;
-    options.default_image = args.default_image;
-    options.max_containers = args.max_containers;
-    options.without_quota = match args.without_quota {
-        OnNoQuota::Account => WithoutQuota::Account,
-        OnNoQuota::Refuse => WithoutQuota::Refuse,
-    };
-    options.plugins = args.plugins.plugins();
-    options.registry = args.registry.policy()?;
-    options.collect = args.collect.policy();
-    args.limits.apply(&mut options);
-    if args.sync_unmount {
-        options.unmount = Unmount::Sync;
+    args.check(target)?;
+    let notify = Notify::of_environment();
+    for (flag, why) in args.guardian.unused() {
+        tracing::info!(flag, why, "a flag of Guardian's does nothing here");
     }
-    let serving = api::Options {
-        default_grace_time: args
-            .policy
-            .default_grace_time
-            .filter(|time| !time.is_zero()),
-        ..api::Options::default()
-    };
-    args.policy.apply(&mut options)?;
-    let hosted = Hosted::start(options, &target.socket, serving).await?;
-    tracing::info!(socket = %target.socket.display(), "serving");
+    let Reachable {
+        listen,
+        serving,
+        debug,
+    } = args.listen.apply(target, args.policy.default_grace_time)?;
+    // Before anything is begun: a port that is taken is noticed now.
+    let debug = debug.map(Listen::bind).transpose()?;
+    let hosted = Hosted::start(args.manager()?, listen, serving).await?;
+    if let Some(listeners) = debug {
+        hosted.debug(listeners, logging::levels());
+    }
+    notify.ready();
     streams::interrupted().await;
     tracing::info!("ending; containers run on");
-    hosted.stop().await;
+    notify.stopping();
+    tokio::select! {
+        () = hosted.stop() => {}
+        code = streams::interrupted() => return Ok(code),
+    }
     Ok(0)
 }

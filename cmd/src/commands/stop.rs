@@ -9,6 +9,9 @@ use crate::values;
 
 /// End all processes of a container: SIGTERM for ten seconds, then SIGKILL
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  garden stop web
+  garden stop --kill web")]
 pub(crate) struct StopArgs {
     /// The containers
     #[arg(required = true, value_name = "NAME", value_parser = values::handle)]

@@ -18,6 +18,8 @@ pub(crate) enum TeardownVerb {
 
 /// List what is left to clean up
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  garden teardown ls")]
 pub(crate) struct LsArgs {
     /// For programs
     #[arg(long)]
@@ -26,6 +28,8 @@ pub(crate) struct LsArgs {
 
 /// Wait until nothing is left to clean up; exit code 1 when it takes too long
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  garden teardown wait --timeout 30")]
 pub(crate) struct WaitArgs {
     /// Seconds
     #[arg(long, default_value_t = 60)]

@@ -22,7 +22,11 @@ const TIMED_OUT: u8 = 124;
   0    it is ready (with --ready), or its end has come
   1    it is unhealthy (with --ready)
   124  the time of --timeout is over
-  125  there is no such container, it has no health checks, or it was destroyed before it was ready")]
+  125  there is no such container, it has no health checks, or it was destroyed before it was ready
+
+Examples:
+  garden wait web --ready --timeout 30s
+  garden wait db --timeout 100ms")]
 pub(crate) struct WaitArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]

@@ -25,7 +25,7 @@ pub(crate) use source::{Effective, effective};
 use file::Entry;
 
 /// The verbs whose flags may come from a file.
-pub(crate) const VERBS: [&str; 2] = ["server", "config"];
+pub(crate) const VERBS: [&str; 4] = ["server", "config", "setup", "cleanup"];
 /// The flag that names the file.
 const FLAG: &str = "config";
 const VARIABLE: &str = "GARDEN_CONFIG";

@@ -15,6 +15,9 @@ pub(crate) struct Effective {
     pub(crate) values: Vec<String>,
     /// Where they are from: `command line`, `environment`, `file`, `default`, or `not set`.
     pub(crate) source: &'static str,
+    /// Why it does nothing, if so.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(crate) note: &'static str,
 }
 
 /// All flags of a verb, by name.
@@ -45,6 +48,7 @@ pub(crate) fn effective(
                     Some(_) => "default",
                     None => "not set",
                 },
+                note: "",
             })
         })
         .collect();

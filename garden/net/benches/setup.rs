@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use garden_net::{IpRange, Lease, NetOutRule, Network, Options, PortRange, PortRequest, Spec};
+use garden_net::{Lease, NetOutRule, Network, Options, PortRequest, Protocol, Spec};
 
 const ROUNDS: usize = 40;
 const RULES: u8 = 20;
@@ -71,12 +71,9 @@ fn measure(count: usize) -> Measured {
 
 fn spec() -> Spec {
     let rule = |number| NetOutRule {
-        protocol: 1,
-        networks: vec![IpRange {
-            start: Some([198, 51, 100, number].into()),
-            end: None,
-        }],
-        ports: vec![PortRange { start: 80, end: 90 }],
+        protocol: Protocol::Tcp,
+        networks: vec![([198, 51, 100, number].into(), [198, 51, 100, number].into())],
+        ports: vec![(80, 90)],
         ..NetOutRule::default()
     };
     Spec {
@@ -107,7 +104,7 @@ fn connect(network: &Network) -> (OwnedFd, Lease) {
 fn garden(network: &Network) -> Vec<(&'static str, Duration)> {
     let spec = spec();
     let rule = &spec.rules[..1];
-    let mut samples = [const { Vec::new() }; 6];
+    let mut samples = [const { Vec::new() }; 7];
     // A namespace that goes keeps the kernel busy, which is not what is measured.
     let namespaces: Vec<OwnedFd> = (0..ROUNDS).map(|_| namespace()).collect();
     for namespace in &namespaces {
@@ -122,6 +119,10 @@ fn garden(network: &Network) -> Vec<(&'static str, Duration)> {
         time(&mut samples, 4, || {
             network.remove(&lease).expect("a removal")
         });
+        // Behind everybody's back, together with those of others, in real life.
+        let begun = Instant::now();
+        assert!(network.settle(Duration::from_secs(60)), "links stay");
+        samples[6].push(begun.elapsed());
     }
     let names = [
         "add",
@@ -130,6 +131,7 @@ fn garden(network: &Network) -> Vec<(&'static str, Duration)> {
         "net_out, cpu",
         "remove",
         "remove, cpu",
+        "links gone after",
     ];
     names
         .into_iter()

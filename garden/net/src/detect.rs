@@ -68,3 +68,27 @@ pub fn mtu(asked: u32, external: IpAddr) -> Result<u32, NetworkError> {
     }
     Ok(mtu.min(LARGEST_MTU))
 }
+
+/// Others' filters that drop by default what is forwarded, and so keep containers from the world,
+/// in words for a person. A legacy `iptables` filter cannot be asked for its policy this way; it is
+/// named when it is there.
+///
+/// # Errors
+/// The kernel's refusal, which says that there is no nftables or no right to look.
+pub fn other_filters() -> Result<Vec<String>, NetworkError> {
+    let mut socket = Socket::netfilter()
+        .map_err(|errno| KernelError::new("open a netlink socket for the packet filter", errno))?;
+    let mut found = crate::nft::dropping(&mut socket)?;
+    for (names, program) in [
+        ("/proc/net/ip_tables_names", "iptables-legacy"),
+        ("/proc/net/ip6_tables_names", "ip6tables-legacy"),
+    ] {
+        let tables = std::fs::read_to_string(names).unwrap_or_default();
+        if tables.lines().any(|table| table == "filter") {
+            found.push(format!(
+                "the filter of {program} (its policy is not known here)"
+            ));
+        }
+    }
+    Ok(found)
+}

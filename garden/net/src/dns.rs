@@ -22,7 +22,7 @@ pub fn host_name(handle: &str) -> &str {
     handle.get(cut..).unwrap_or(handle)
 }
 
-/// The contents of `/etc/hosts`.
+/// The contents of `/etc/hosts`. A container without any address has its loopback.
 #[must_use]
 pub fn hosts(
     handle: &str,
@@ -32,7 +32,9 @@ pub fn hosts(
 ) -> String {
     let name = host_name(handle);
     let mut text = String::from("127.0.0.1 localhost\n");
-    if address6.is_some() {
+    let alone = address.is_none() && address6.is_none();
+    let address = address.or(alone.then_some(Ipv4Addr::LOCALHOST));
+    if address6.is_some() || alone {
         text.push_str("::1 localhost\n");
     }
     for address in address
@@ -146,6 +148,14 @@ mod tests {
         assert_eq!(host_name("ä-short"), "ä-short");
         assert_eq!(host_name(&"ä".repeat(60)).chars().count(), 49);
         assert_eq!(host_name(""), "");
+    }
+
+    #[test]
+    fn without_an_address_the_name_is_the_loopbacks() {
+        assert_eq!(
+            hosts("h", None, None, &[]),
+            "127.0.0.1 localhost\n::1 localhost\n127.0.0.1 h\n"
+        );
     }
 
     #[test]

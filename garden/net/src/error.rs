@@ -90,3 +90,18 @@ pub enum NetworkError {
         reason: String,
     },
 }
+
+impl NetworkError {
+    /// Whether it is about what others have, and may give back.
+    pub(crate) fn is_shortage(&self) -> bool {
+        matches!(
+            self,
+            Self::Subnet(
+                SubnetError::InsufficientSubnets
+                    | SubnetError::InsufficientIps
+                    | SubnetError::IpAlreadyAllocated
+                    | SubnetError::OverlapsExisting(..)
+            ) | Self::Port(PortError::Exhausted | PortError::Taken(_))
+        )
+    }
+}

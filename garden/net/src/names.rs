@@ -38,6 +38,12 @@ impl std::str::FromStr for Tag {
 }
 
 impl Tag {
+    /// As it was given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The name of the instance's table.
     pub(crate) fn table(&self) -> String {
         if self.0.is_empty() {
@@ -51,6 +57,16 @@ impl Tag {
     pub(crate) fn bridge(&self, network: Ipv4Addr) -> String {
         let dash = if self.0.len() > 1 { "" } else { "-" };
         format!("w{}brdg{dash}{:08x}", self.0, u32::from(network))
+    }
+
+    /// The number by which the kernel knows those links of this instance as one that are about to go.
+    /// It follows from the tag, and is far above the numbers that people give.
+    pub(crate) fn doomed(&self) -> u32 {
+        let tag = self
+            .0
+            .bytes()
+            .fold(0, |tag, byte| tag << 8 | u32::from(byte));
+        0x8000_0000 | tag
     }
 
     /// Whether an interface is of this instance, and which kind of.
@@ -114,17 +130,6 @@ impl Names {
         })
     }
 
-    /// The number by which the kernel knows the links of a subnet as one: its bridge, and the host's
-    /// ends in it. It follows from the bridge's name, so from instance and subnet, and is far above
-    /// the numbers that people give.
-    pub(crate) fn group(&self) -> u32 {
-        // FNV-1a: spreads names that differ in one digit over the whole range.
-        let hash = self.bridge.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-        });
-        hash & 0x3fff_ffff | 0x4000_0000
-    }
-
     /// The chain with the container's rules.
     pub(crate) fn chain(&self) -> String {
         format!("{CHAIN_PREFIX}{}", self.id)
@@ -178,21 +183,16 @@ mod tests {
     }
 
     #[test]
-    fn subnets_are_groups_of_their_own() {
-        let tags = ["", "a", "ab"].map(|text| text.parse::<Tag>().unwrap());
-        let group = |tag, number: u32| {
-            Names::new(tag, (0x0afe_0000 + number * 4).into())
-                .unwrap()
-                .group()
-        };
-        let mut groups: Vec<u32> = tags
+    fn what_is_about_to_go_is_told_apart_by_tag() {
+        let tags = ["", "a", "b", "ab", "ba", "aa", "0a"];
+        let mut numbers: Vec<u32> = tags
             .iter()
-            .flat_map(|tag| (0..2000).map(move |number| group(tag, number)))
+            .map(|tag| tag.parse::<Tag>().unwrap().doomed())
             .collect();
-        groups.sort_unstable();
-        groups.dedup();
-        assert_eq!(groups.len(), 6000);
-        assert!(groups[0] >= 0x4000_0000);
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), tags.len());
+        assert!(numbers[0] >= 0x8000_0000);
     }
 
     #[test]

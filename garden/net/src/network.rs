@@ -11,14 +11,20 @@
 //! 2. the container's own: its calls happen one after the other.
 //! 3. the subnet's gate: its bridge comes with its first container and goes with its last.
 //! 4. `state`: who has what.
+//!
+//! The thread that takes links away ([`crate::leaving`]) takes the gates of several subnets, in the
+//! order of their addresses, and nothing before them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use crate::conntrack::{self, Freed};
 use crate::error::{KernelError, NetworkError};
 use crate::lease::{Lease, Lease6, MappedPort};
+use crate::leaving::Leaving;
 use crate::names::{Names, Owned};
 use crate::nft::{Firewall, Repair};
 use crate::options::Options;
@@ -28,6 +34,10 @@ use crate::rules::{Match, NetOutRule, RuleError, compile};
 use crate::sockets::Sockets;
 use crate::subnets::{Request, SubnetError, Subnets};
 use crate::{forwarding, links};
+pub use links::host::Usage;
+
+/// How long links may take to go before those that wait for it go on.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a container asks for.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +57,18 @@ pub struct PortRequest {
     pub host: u32,
     /// 0: the same as the host's.
     pub container: u32,
+}
+
+impl PortRequest {
+    /// The two as ports, of which 0 means any and the same.
+    fn numbers(self) -> Result<(u16, u16), PortError> {
+        let number = |port| u16::try_from(port).map_err(|_| PortError::Number(port));
+        Ok((number(self.host)?, number(self.container)?))
+    }
+
+    fn check(&self) -> Result<(), PortError> {
+        self.numbers().map(drop)
+    }
 }
 
 /// A record that contradicts another one: its container keeps what it has, but has no rules here.
@@ -75,10 +97,19 @@ pub struct Start {
 #[derive(Debug)]
 pub struct Network {
     options: Options,
+    kernel: Arc<Kernel>,
+    changes: RwLock<()>,
+    leaving: Leaving,
+}
+
+/// What both the calls and the thread that takes links away work with.
+#[derive(Debug)]
+struct Kernel {
     firewall: Firewall,
     sockets: Sockets,
-    changes: RwLock<()>,
     state: Mutex<State>,
+    /// The number of the links that are about to go.
+    doomed: u32,
 }
 
 #[derive(Debug)]
@@ -116,11 +147,19 @@ impl Network {
                 Err(reason) => rejected.push(Rejected { lease, reason }),
             }
         }
-        let network = Self {
+        let kernel = Arc::new(Kernel {
             firewall: Firewall::new(options.tag.table(), options.policy(), options.external()),
             sockets: Sockets::default(),
-            changes: RwLock::new(()),
             state: Mutex::new(state),
+            doomed: options.tag.doomed(),
+        });
+        let shared = Arc::clone(&kernel);
+        let leaving = Leaving::start(move |batch| shared.take_away(batch))
+            .map_err(|error| KernelError::io("start a thread", error))?;
+        let network = Self {
+            kernel,
+            changes: RwLock::new(()),
+            leaving,
             options,
         };
         forwarding::enable(network.options.ipv6.is_some())?;
@@ -141,6 +180,8 @@ impl Network {
     /// The kernel's refusal.
     pub fn repair(&self) -> Result<Repair, NetworkError> {
         let _alone = self.changes.write().unwrap_or_else(PoisonError::into_inner);
+        // What is about to go is not in the records any more, but has to stay until its links went.
+        self.leaving.settle(PATIENCE);
         let leases = self.leases();
         let planned: Vec<(Lease, Plan)> = leases
             .into_iter()
@@ -149,9 +190,18 @@ impl Network {
                 (lease, plan)
             })
             .collect();
-        let mut socket = self.sockets.netfilter()?;
-        self.firewall.ensure(&mut socket)?;
-        Ok(self.firewall.reconcile(&mut socket, &planned)?)
+        let mut socket = self.kernel.sockets.netfilter()?;
+        let firewall = &self.kernel.firewall;
+        firewall.ensure(&mut socket)?;
+        Ok(firewall.reconcile(&mut socket, &planned)?)
+    }
+
+    /// Refuses what could never be added; whether there is room is another matter.
+    ///
+    /// # Errors
+    /// As [`Network::add`], but for what others have and what the kernel says.
+    pub fn check(&self, spec: &Spec) -> Result<(), NetworkError> {
+        self.parse(spec).map(drop)
     }
 
     /// Connects a container. What is wrong with the request is found before anything is made; if
@@ -167,15 +217,9 @@ impl Network {
         namespace: BorrowedFd<'_>,
         spec: &Spec,
     ) -> Result<Lease, NetworkError> {
-        self.check(&spec.rules)?;
-        let request = Request::parse(&spec.network)?;
-        if let Request::Subnet(subnet) | Request::Address(_, subnet) = request
-            && subnet.contains(self.options.external)
-        {
-            return Err(SubnetError::NotForHosts(subnet).into());
-        }
+        let request = self.parse(spec)?;
         let _shared = self.changes.read().unwrap_or_else(PoisonError::into_inner);
-        let lease = self.reserve(handle, request, spec)?;
+        let lease = self.patiently(|| self.reserve(handle, request, spec))?;
         let entry = Arc::new(Mutex::new(lease.clone()));
         let _own = lock(&entry);
         self.state()
@@ -192,12 +236,13 @@ impl Network {
         }
     }
 
-    /// Disconnects a container: its rules and its links; the bridge with the last of its subnet. Its
-    /// address and ports are free afterwards, and before anybody gets one of them, the kernel
+    /// Disconnects a container: its rules at once; its links, and the bridge with the last of its
+    /// subnet, some milliseconds later, together with those of others ([`Network::settle`] waits for
+    /// that). Its address and ports are free then, and before anybody gets one of them, the kernel
     /// forgets their connections. May be repeated.
     ///
     /// # Errors
-    /// [`NetworkError::Remove`] with the first step that failed; all others were done.
+    /// [`NetworkError::Remove`] with what the kernel refused.
     pub fn remove(&self, lease: &Lease) -> Result<(), NetworkError> {
         let _shared = self.changes.read().unwrap_or_else(PoisonError::into_inner);
         let failed = |source| NetworkError::Remove {
@@ -205,6 +250,9 @@ impl Network {
             address: lease.address,
             source,
         };
+        if self.leaving.has(lease) {
+            return Ok(());
+        }
         if let Some(entry) = self.entry(lease) {
             let own = lock(&entry);
             if self.entry(lease).is_some() {
@@ -214,8 +262,15 @@ impl Network {
         // Removed before, or rejected at the start: address, ports and rules may be somebody else's by
         // now, but nobody else ever has this name.
         let pair = &lease.names.host_interface;
-        let mut socket = self.sockets.route()?;
+        let mut socket = self.kernel.sockets.route()?;
         links::host::remove(&mut socket, pair).map_err(failed)
+    }
+
+    /// Waits until the links of all that was removed are gone, at most so long; returns whether that
+    /// came true.
+    #[must_use]
+    pub fn settle(&self, patience: Duration) -> bool {
+        self.leaving.settle(patience)
     }
 
     /// Leads a host port to a container. Returns it with the lease as it is now, to be recorded.
@@ -228,14 +283,16 @@ impl Network {
         request: PortRequest,
     ) -> Result<(MappedPort, Lease), NetworkError> {
         self.change(lease, |current, socket| {
-            let port = self.state().ports.reserve(request)?;
+            let reserve = || Ok(self.state().ports.reserve(request)?);
+            let port = self.patiently(reserve)?;
             let concerned = self.state().freed.has_port(port.host);
             let forgotten = if concerned {
                 self.forget_connections()
             } else {
                 Ok(())
             };
-            if let Err(error) = forgotten.and_then(|()| self.firewall.map(socket, current, &[port]))
+            if let Err(error) =
+                forgotten.and_then(|()| self.kernel.firewall.map(socket, current, &[port]))
             {
                 self.state().ports.release(port.host);
                 return Err(error.into());
@@ -251,16 +308,29 @@ impl Network {
     /// # Errors
     /// A rule without a meaning, or the kernel's refusal.
     pub fn net_out(&self, lease: &Lease, rules: &[NetOutRule]) -> Result<Lease, NetworkError> {
-        self.check(rules)?;
+        self.check_rules(rules)?;
         let changed = self.change(lease, |current, socket| {
             let mut after = current.clone();
             after.rules.extend_from_slice(rules);
-            self.firewall
+            self.kernel
+                .firewall
                 .allow(socket, current, &self.plan(current), &self.plan(&after))?;
             *current = after;
             Ok(())
         });
         changed.map(|((), lease)| lease)
+    }
+
+    /// What went through a container's interface so far; none if it is not there any more.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn usage(&self, lease: &Lease) -> Result<Option<Usage>, NetworkError> {
+        let mut socket = self.kernel.sockets.route()?;
+        Ok(links::host::usage(
+            &mut socket,
+            &lease.names.host_interface,
+        )?)
     }
 
     /// How many containers the pool has room for.
@@ -284,7 +354,19 @@ impl Network {
     /// Messages sent to the kernel so far: what calls cost, whatever the machine.
     #[must_use]
     pub fn messages_sent(&self) -> u64 {
-        self.sockets.sent()
+        self.kernel.sockets.sent()
+    }
+
+    fn parse(&self, spec: &Spec) -> Result<Request, NetworkError> {
+        self.check_rules(&spec.rules)?;
+        spec.ports.iter().try_for_each(PortRequest::check)?;
+        let request = Request::parse(&spec.network)?;
+        if let Request::Subnet(subnet) | Request::Address(_, subnet) = request
+            && subnet.contains(self.options.external)
+        {
+            return Err(SubnetError::NotForHosts(subnet).into());
+        }
+        Ok(request)
     }
 
     fn reserve(&self, handle: &str, request: Request, spec: &Spec) -> Result<Lease, NetworkError> {
@@ -334,52 +416,34 @@ impl Network {
         }
         {
             let _gate = lock(&gate);
-            self.firewall
-                .add(&mut *self.sockets.netfilter()?, lease, &self.plan(lease))?;
-            let mut socket = self.sockets.route()?;
+            let Kernel {
+                firewall, sockets, ..
+            } = &*self.kernel;
+            firewall.add(&mut *sockets.netfilter()?, lease, &self.plan(lease))?;
+            let mut socket = sockets.route()?;
             let bridge = links::host::ensure_bridge(&mut socket, lease)?;
             links::host::create_pair(&mut socket, lease, bridge, namespace)?;
         }
         let mut inside = links::inside::open(namespace)?;
         let result = links::inside::configure(&mut inside, lease);
-        self.sockets.count(inside.sent);
+        self.kernel.sockets.count(inside.sent);
         result
     }
 
     /// Lets the kernel forget the connections of all that has gone.
     fn forget_connections(&self) -> Result<(), KernelError> {
         let freed = self.state().freed.clone();
-        conntrack::forget(&mut *self.sockets.netfilter()?, &freed)?;
+        conntrack::forget(&mut *self.kernel.sockets.netfilter()?, &freed)?;
         self.state().freed.strike(&freed);
         Ok(())
     }
 
-    /// Takes everything away, as far as it is there; goes on after a failure and returns the first.
+    /// Takes the rules away, as far as they are there, and hands the links over.
     fn dismantle(&self, lease: &Lease) -> Result<(), KernelError> {
-        let assignment = lease.assignment();
-        let gate = self.state().subnets.gate(assignment);
-        let _gate = lock(&gate);
-        let alone = self.state().subnets.is_alone(assignment);
-        // No more packets, then no more rules. What remembers them goes before it could matter.
-        let links = self.sockets.route().and_then(|mut socket| {
-            if alone {
-                links::host::remove_subnet(&mut socket, lease)
-            } else {
-                links::host::remove(&mut socket, &lease.names.host_interface)
-            }
-        });
-        let rules = self
-            .sockets
-            .netfilter()
-            .and_then(|mut socket| self.firewall.remove(&mut socket, lease, alone));
-        links.and(rules)?;
-        let mut state = self.state();
-        state.freed.note(lease);
-        state.subnets.release(assignment);
-        for port in &lease.ports {
-            state.ports.release(port.host);
-        }
-        state.live.remove(&lease.names.id);
+        let mut socket = self.kernel.sockets.netfilter()?;
+        self.kernel.firewall.remove(&mut socket, lease)?;
+        self.leaving.push(lease.clone());
+        self.state().live.remove(&lease.names.id);
         Ok(())
     }
 
@@ -396,7 +460,7 @@ impl Network {
         let entry = self.entry(lease).ok_or_else(unknown)?;
         let mut current = lock(&entry);
         self.entry(lease).ok_or_else(unknown)?;
-        let mut socket = self.sockets.netfilter()?;
+        let mut socket = self.kernel.sockets.netfilter()?;
         let result = change(&mut current, &mut socket)?;
         Ok((result, current.clone()))
     }
@@ -404,7 +468,7 @@ impl Network {
     /// Links of this instance that belong to no lease: their containers' records were never
     /// written, or are gone.
     fn remove_unknown_links(&self, rejected: &[Rejected]) -> Result<Vec<String>, NetworkError> {
-        let mut socket = self.sockets.route()?;
+        let mut socket = self.kernel.sockets.route()?;
         let owned = links::host::owned(&mut socket, &self.options.tag)?;
         let live = self.leases();
         let mut known = std::collections::HashSet::new();
@@ -426,13 +490,12 @@ impl Network {
             }
         }
         pairs.append(&mut bridges);
-        for name in &pairs {
-            links::host::remove(&mut socket, name)?;
-        }
+        let names = pairs.iter().map(String::as_str);
+        links::host::remove_all(&mut socket, self.kernel.doomed, names)?;
         Ok(pairs)
     }
 
-    fn check(&self, rules: &[NetOutRule]) -> Result<(), RuleError> {
+    fn check_rules(&self, rules: &[NetOutRule]) -> Result<(), RuleError> {
         rules
             .iter()
             .try_for_each(|rule| self.compile(rule).map(drop))
@@ -466,8 +529,67 @@ impl Network {
         entries.iter().map(|lease| lock(lease).clone()).collect()
     }
 
+    /// Tries again when links are gone that were about to go: what they had is free then.
+    fn patiently<T>(&self, work: impl Fn() -> Result<T, NetworkError>) -> Result<T, NetworkError> {
+        match work() {
+            Err(error) if error.is_shortage() && !self.leaving.is_empty() => {
+                self.leaving.settle(PATIENCE);
+                work()
+            }
+            result => result,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        lock(&self.kernel.state)
+    }
+}
+
+impl Kernel {
+    /// Takes the links of containers away whose rules are gone, and gives back what they had.
+    fn take_away(&self, batch: &[Lease]) -> Result<(), KernelError> {
+        let mut subnets: BTreeMap<Ipv4Addr, Vec<&Lease>> = BTreeMap::new();
+        for lease in batch {
+            subnets
+                .entry(lease.subnet.network())
+                .or_default()
+                .push(lease);
+        }
+        let together = |leases: &[&Lease]| leases.first().map(|lease| lease.assignment());
+        let gates: Vec<_> = {
+            let state = lock(&self.state);
+            let some = subnets.values().filter_map(|leases| together(leases));
+            some.map(|one| state.subnets.gate(one)).collect()
+        };
+        let _held: Vec<_> = gates.iter().map(|gate| lock(gate)).collect();
+        let bridges: Vec<&str> = {
+            let state = lock(&self.state);
+            let emptied = subnets.values().filter(|leases| {
+                let addresses = leases.iter().map(|lease| lease.address).collect();
+                together(leases).is_some_and(|one| state.subnets.has_only(one.subnet, &addresses))
+            });
+            let names = emptied.filter_map(|leases| leases.first());
+            names.map(|lease| lease.names.bridge.as_str()).collect()
+        };
+        let pairs = batch
+            .iter()
+            .map(|lease| lease.names.host_interface.as_str());
+        let mut socket = self.sockets.route()?;
+        let names = pairs.chain(bridges.iter().copied());
+        links::host::remove_all(&mut socket, self.doomed, names)?;
+        if !bridges.is_empty() {
+            let mut socket = self.sockets.netfilter()?;
+            self.firewall.forget_bridges(&mut socket, &bridges)?;
+        }
+        let mut state = lock(&self.state);
+        for lease in batch {
+            state.freed.note(lease);
+            state.subnets.release(lease.assignment());
+            for port in &lease.ports {
+                state.ports.release(port.host);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -490,8 +612,7 @@ impl State {
 impl Ports {
     /// Takes the port that a client asks for, or one of the pool.
     fn reserve(&mut self, request: PortRequest) -> Result<MappedPort, PortError> {
-        let number = |port| u16::try_from(port).map_err(|_| PortError::Number(port));
-        let (host, container) = (number(request.host)?, number(request.container)?);
+        let (host, container) = request.numbers()?;
         let host = if host == 0 {
             self.acquire()?
         } else {

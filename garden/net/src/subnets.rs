@@ -201,17 +201,12 @@ impl Subnets {
         }
     }
 
-    /// Whether nobody but this container is in its subnet.
+    /// Whether nobody is in a subnet but who has one of these addresses.
     #[must_use]
-    pub fn is_alone(&self, assignment: Assignment) -> bool {
+    pub fn has_only(&self, subnet: Cidr, addresses: &HashSet<Ipv4Addr>) -> bool {
         self.occupied
-            .get(&assignment.subnet.network())
-            .is_none_or(|occupied| {
-                occupied
-                    .addresses
-                    .iter()
-                    .all(|one| *one == assignment.address)
-            })
+            .get(&subnet.network())
+            .is_none_or(|occupied| occupied.addresses.is_subset(addresses))
     }
 
     /// The lock of a subnet's bridge: making and removing it excludes each other there, and
@@ -478,10 +473,15 @@ mod tests {
             subnets.acquire(subnet).unwrap(),
             subnets.acquire(subnet).unwrap(),
         );
-        assert!(!subnets.is_alone(first));
+        let only = |subnets: &Subnets, one: Assignment| {
+            subnets.has_only(one.subnet, &HashSet::from([one.address]))
+        };
+        assert!(!only(&subnets, first));
+        let both = HashSet::from([first.address, second.address]);
+        assert!(subnets.has_only(first.subnet, &both));
         assert!(Arc::ptr_eq(&subnets.gate(first), &subnets.gate(second)));
         subnets.release(first);
-        assert!(subnets.is_alone(second));
+        assert!(only(&subnets, second));
         subnets.release(second);
         assert!(acquire(&mut subnets, "10.1.0.0/16").is_ok());
     }

@@ -34,6 +34,8 @@ pub(crate) struct Mounts {
     placed: Vec<Placed>,
     /// Paths that are covered, where they exist.
     pub(crate) masked: Vec<String>,
+    /// Whether the root is made read-only, when all places are made in it.
+    pub(crate) read_only: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -154,7 +156,13 @@ impl Mounts {
         for placed in &self.placed {
             placed.mount(root.as_fd())?;
         }
-        self.mask(root.as_fd())
+        self.mask(root.as_fd())?;
+        if self.read_only {
+            let flags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+            sys::set_mount_attributes(root.as_fd(), flags)
+                .step("cannot make the root read-only")?;
+        }
+        Ok(())
     }
 
     /// Covers files with the null device, and directories with nothing.

@@ -185,7 +185,7 @@ pub(crate) fn unshare_network_and_ipc() -> io::Result<()> {
     }
 }
 
-/// Adds flags to a detached mount, and makes it follow its source without giving anything back
+/// Adds flags to a mount, and makes it follow its source without giving anything back
 /// (Linux 5.12).
 pub(crate) fn set_mount_attributes(
     mount: BorrowedFd<'_>,

@@ -136,6 +136,10 @@ fn place_mounts(inputs: &Inputs<'_>, mut spec: Spec) -> Result<(Spec, Mounts)> {
             _ => {}
         }
     }
+    if let Some(root) = spec.root_mut() {
+        ours.read_only = root.readonly().unwrap_or(false);
+        root.set_readonly(Some(false));
+    }
     spec.set_mounts(Some(left));
     if let Some(linux) = spec.linux_mut() {
         ours.masked = linux.masked_paths().clone().unwrap_or_default();

@@ -18,12 +18,14 @@ use tokio::sync::mpsc;
 use crate::checks::{CheckSpec, HealthStatus};
 use crate::error::Error;
 use crate::events::{EventFilter, EventStream};
+use crate::logs::{LogInfo, LogStream};
 use crate::model::{
     Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
     Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage,
     TeardownStatus,
 };
 use crate::process::Attachment;
+use crate::timeline::Timeline;
 
 /// An uncompressed tar archive on its way in or out. A read error means that it is cut short.
 pub type TarStream = Pin<Box<dyn AsyncRead + Send>>;
@@ -218,6 +220,20 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         filter: EventFilter,
     ) -> impl Future<Output = Result<EventStream, Error>> + Send;
+
+    /// Of which processes output is kept, the oldest first.
+    fn logs(&self, handle: &Handle) -> impl Future<Output = Result<Vec<LogInfo>, Error>> + Send;
+
+    /// The output that is kept of a process; with `follow`, also what is still to come.
+    fn log(
+        &self,
+        handle: &Handle,
+        process: &ProcessId,
+        follow: bool,
+    ) -> impl Future<Output = Result<LogStream, Error>> + Send;
+
+    /// What happened to a container and how long it took, also of one that is gone.
+    fn timeline(&self, handle: &Handle) -> impl Future<Output = Result<Timeline, Error>> + Send;
 
     /// What is left to clean up.
     fn teardown(&self) -> impl Future<Output = Result<TeardownStatus, Error>> + Send;

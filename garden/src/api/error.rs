@@ -34,7 +34,7 @@ pub(crate) struct Envelope {
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ApiError {
+pub(crate) enum ApiError {
     /// The manager's answer.
     #[error(transparent)]
     Domain(#[from] Error),
@@ -115,7 +115,9 @@ impl ApiError {
     pub(super) fn kind(&self) -> Option<String> {
         match self {
             Self::Domain(error) => kind(error),
-            Self::Body(_) | Self::NoRoute(_) | Self::Method { .. } => Some("invalid".into()),
+            Self::Body(_) | Self::Transfer(_) | Self::NoRoute(_) | Self::Method { .. } => {
+                Some("invalid".into())
+            }
             _ => None,
         }
     }
@@ -126,6 +128,7 @@ fn kind(error: &Error) -> Option<String> {
         Error::HandleInUse(handle) => format!("handle-in-use {handle}"),
         Error::ProcessIdInUse(process) => format!("process-id-in-use {process}"),
         Error::BeingDestroyed(handle) => format!("being-destroyed {handle}"),
+        Error::ContainerLost(handle) => format!("container-lost {handle}"),
         Error::NotExecutable(_) => "not-executable".into(),
         Error::Invalid(_) | Error::BadId { .. } => "invalid".into(),
         Error::Exhausted(_) => "exhausted".into(),
@@ -152,6 +155,7 @@ pub(crate) fn restore(envelope: Envelope, kind: Option<&str>) -> Error {
         (_, "handle-in-use") => object.parse().map(Error::HandleInUse).ok(),
         (_, "process-id-in-use") => object.parse().map(Error::ProcessIdInUse).ok(),
         (_, "being-destroyed") => object.parse().map(Error::BeingDestroyed).ok(),
+        (_, "container-lost") => object.parse().map(Error::ContainerLost).ok(),
         (_, "not-executable") => Some(Error::NotExecutable(message.clone())),
         (_, "invalid") => Some(Error::Invalid(message.clone())),
         (_, "exhausted") => Some(Error::Exhausted(message.clone())),
@@ -190,6 +194,7 @@ mod tests {
             ),
             (Error::HandleInUse(handle()), "HandleInUse"),
             (Error::BeingDestroyed(handle()), "BeingDestroyed"),
+            (Error::ContainerLost(handle()), "ContainerLost"),
             (
                 Error::ExecutableNotFound("exec: x".into()),
                 "ExecutableNotFound",

@@ -7,13 +7,17 @@
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::base64;
 use super::wire::WireTty;
+use super::{base64, partial};
 use crate::model::{Exit, Signal, WindowSize};
 use crate::process::Control;
 
-/// The largest frame. Go clients send a whole in-memory input as one.
-const MAX_FRAME: usize = 256 << 20;
+/// The largest frame that is not handed on piece by piece. Go clients send a whole in-memory input
+/// as one frame, which is; only by hand could somebody write its `data` first.
+const MAX_FRAME: usize = 64 << 20;
+
+/// How much of a frame may wait for its end before what has arrived of its input is handed on.
+const PARTIAL: usize = 1 << 20;
 
 /// The largest piece of input handed on at once.
 const PIECE: usize = 64 << 10;
@@ -129,6 +133,8 @@ pub(crate) struct Decoder {
     depth: u32,
     in_string: bool,
     escaped: bool,
+    /// The length from which on it is worth looking for input to hand on.
+    look_again: usize,
 }
 
 impl Decoder {
@@ -167,10 +173,13 @@ impl Decoder {
                 }
             }
             let Some(end) = self.end() else {
-                return if self.buffer.len() > MAX_FRAME {
-                    Err(FrameError::TooLong)
-                } else {
-                    Ok(None)
+                return match self.buffer.len() {
+                    ..=PARTIAL => Ok(None),
+                    length => match self.part() {
+                        Some(frame) => Ok(Some(frame)),
+                        None if length > MAX_FRAME => Err(FrameError::TooLong),
+                        None => Ok(None),
+                    },
                 };
             };
             let object = self.buffer.split_to(end);
@@ -183,6 +192,26 @@ impl Decoder {
                 other => other?,
             }));
         }
+    }
+
+    /// A frame with as much of its input as has arrived; what comes belongs to the rest of it.
+    fn part(&mut self) -> Option<Frame> {
+        // Looking again at each packet of what cannot be cut would take time without bound.
+        if self.buffer.len() < self.look_again {
+            return None;
+        }
+        let Some(cut) = partial::take(&mut self.buffer) else {
+            self.look_again = self.buffer.len() * 2;
+            return None;
+        };
+        self.look_again = 0;
+        self.buffer = cut.rest;
+        self.seen = self.buffer.len();
+        Some(Frame {
+            source: Some(0),
+            data: Some(cut.text),
+            ..Frame::default()
+        })
     }
 
     /// Looks on; the length of the object when its end was seen.
@@ -255,6 +284,46 @@ mod tests {
         let frame = format!("{{\"source\":0,\"data\":\"{input}\"}}");
         let wishes = decode_all(frame.as_bytes(), 32 << 10);
         assert_eq!(wishes.len(), 4);
+    }
+
+    #[test]
+    fn a_frame_of_any_size_takes_little_memory() {
+        let mut decoder = Decoder::default();
+        decoder
+            .buffer()
+            .extend_from_slice(b"{\"process_id\":\"p\",\"source\":0,\"data\":\"");
+        let packet = "0123456789é\\n".repeat(1 << 12);
+        let packets = 2 * MAX_FRAME / packet.len();
+        let (mut bytes, mut most) = (0, 0);
+        let mut count = |decoder: &mut Decoder, most: &mut usize| {
+            while let Some(frame) = decoder.next().unwrap() {
+                for wish in frame.wishes() {
+                    match wish {
+                        Control::Stdin(piece) => bytes += piece.len(),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            *most = (*most).max(decoder.buffer().len());
+        };
+        for _ in 0..packets {
+            decoder.buffer().extend_from_slice(packet.as_bytes());
+            count(&mut decoder, &mut most);
+        }
+        decoder.buffer().extend_from_slice(b"end\"}");
+        count(&mut decoder, &mut most);
+        assert_eq!(bytes, packets * "0123456789é\n".len() * (1 << 12) + 3);
+        assert!(most <= PARTIAL + packet.len(), "{most}");
+        // What is not input has an end.
+        let mut decoder = Decoder::new(BytesMut::from(&b"{\"process_id\":\""[..]));
+        let refused = loop {
+            decoder.buffer().extend_from_slice(packet.as_bytes());
+            match decoder.next() {
+                Ok(None) => {}
+                other => break other,
+            }
+        };
+        assert!(matches!(refused, Err(FrameError::TooLong)));
     }
 
     #[test]

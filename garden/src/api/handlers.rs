@@ -7,14 +7,16 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -22,13 +24,14 @@ use tracing::Instrument;
 use super::backend::{Backend, CpuScale};
 use super::error::{ApiError, KIND_HEADER};
 use super::grace::{Doomed, Grace, Touch};
-use super::head::MAX_BODY;
+use super::head::{BODY_PAUSE, MAX_BODY, PAUSED};
+use super::meters::Meters;
 use super::routes::{Route, Unknown, query};
 use super::server::Options;
 use super::session::Context;
 use super::streams::Streams;
 use super::wire::{self, WireHandle, WireHandles, WireNetOutRule, WirePorts, WireStop, WireValue};
-use super::{bulk, events, files, health, own, own_limits, pull};
+use super::{bulk, events, files, health, own, own_limits, pull, story};
 use crate::error::Error;
 use crate::model::{ContainerSpec, Handle, NetOutRule};
 
@@ -47,6 +50,8 @@ pub(super) struct Shared<B> {
     pub(super) stop: CancellationToken,
     /// Requests that are being carried out.
     pub(super) requests: TaskTracker,
+    /// How many there were, and how long they took.
+    pub(super) meters: Arc<Meters>,
 }
 
 impl<B: Backend> Shared<B> {
@@ -107,7 +112,7 @@ pub(super) fn span(route: &Route, request_id: Option<&str>) -> tracing::Span {
         trace_id = tracing::field::Empty,
         span_id = tracing::field::Empty,
     );
-    if let Some(handle) = route.touches() {
+    if let Some(handle) = route.handle() {
         span.record("handle", handle);
     }
     let trace = request_id.map(|id| id.replace('-', ""));
@@ -143,15 +148,31 @@ pub(super) async fn handle<B: Backend>(
     };
     let id = request.headers().get("x-vcap-request-id");
     let span = span(&route, id.and_then(|id| id.to_str().ok()));
+    let (name, reads) = (route.name(), request.method() == Method::GET);
+    let begun = Instant::now();
     let work = {
         let shared = Arc::clone(&shared);
         async move { answer(shared, route, request).await }.instrument(span.clone())
     };
     let answer = shared.carry_out(work).await.unwrap_or_else(Err);
+    let took = begun.elapsed();
+    shared.meters.record(name, took, answer.is_err());
+    if answer.is_ok() {
+        span.in_scope(|| finished(reads, took));
+    }
     answer.unwrap_or_else(|error| {
         span.in_scope(|| log(&error));
         failure(&error)
     })
+}
+
+/// Notes what was done; what was only looked at, with the details.
+pub(super) fn finished(reads: bool, took: Duration) {
+    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    match reads {
+        true => tracing::debug!(took_us, "finished"),
+        false => tracing::info!(took_us, "finished"),
+    }
 }
 
 fn misplaced() -> ApiError {
@@ -197,6 +218,9 @@ async fn answer<B: Backend>(
             shared.destroy(&parse_handle(&handle)?).await?;
             done()
         }
+        Route::Logs(_) | Route::Log(..) | Route::Timeline(_) => {
+            story::answer(&shared, route, &parameters).await
+        }
         Route::Events => events::stream(&shared, &parameters).await,
         Route::Health(_)
         | Route::SetHealth(_)
@@ -217,6 +241,7 @@ async fn create<B: Backend>(shared: &Shared<B>, spec: wire::WireContainerSpec) -
     spec.grace_time = spec.grace_time.or(shared.options.default_grace_time);
     let grace_time = spec.grace_time;
     let handle = shared.backend.create(spec).await?;
+    tracing::Span::current().record("handle", handle.as_str());
     shared.grace.arm(&handle, grace_time);
     json(&WireHandle {
         handle: handle.into(),
@@ -328,10 +353,16 @@ async fn properties<B: Backend>(
 /// A whole body. Its content type does not matter.
 async fn body(request: Request<Incoming>) -> Result<Bytes, ApiError> {
     let limit = usize::try_from(MAX_BODY).unwrap_or(usize::MAX);
-    let limited = Limited::new(request.into_body(), limit);
-    let whole = limited.collect().await;
+    let mut limited = Limited::new(request.into_body(), limit);
+    let mut whole = BytesMut::new();
+    let paused = |_| ApiError::Transfer(PAUSED.to_owned());
     let lost = |error| ApiError::Transfer(format!("reading the body: {error}"));
-    Ok(whole.map_err(lost)?.to_bytes())
+    while let Some(frame) = timeout(BODY_PAUSE, limited.frame()).await.map_err(paused)? {
+        if let Ok(data) = frame.map_err(lost)?.into_data() {
+            whole.extend_from_slice(&data);
+        }
+    }
+    Ok(whole.freeze())
 }
 
 pub(super) async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ApiError> {
@@ -349,7 +380,10 @@ pub(super) fn done() -> Answer {
 }
 
 pub(super) fn json<T: Serialize>(value: &T) -> Answer {
-    let body = wire::encode(value).map_err(|error| ApiError::Transfer(error.to_string()))?;
+    let body = wire::encode(value).map_err(|error| {
+        tracing::error!(%error, "an answer cannot be written");
+        ApiError::Bug
+    })?;
     Ok(response(StatusCode::OK, body))
 }
 

@@ -7,6 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -21,12 +22,16 @@ const MAX_HEAD: usize = 64 << 10;
 /// The longest body of a run.
 pub(super) const MAX_BODY: u64 = 64 << 20;
 
+/// How long a body may pause. It is written by a program that has all of it.
+pub(super) const BODY_PAUSE: Duration = Duration::from_secs(60);
+pub(super) const PAUSED: &str = "the rest of the body did not come";
+
 /// Asks for, and grants, input frames in base64; only our own client sends it.
 pub(crate) const STDIN_HEADER: &str = "garden-stdin";
 
 /// The head of a request for one of the four routes.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(crate) struct Head {
     pub(super) route: Route,
     pub(super) content_length: u64,
     pub(super) chunked: bool,
@@ -37,7 +42,7 @@ pub(super) struct Head {
 
 /// Reads until it is clear what the connection is for. `None`: for hyper. What was read and is
 /// not part of a returned head is left in `buffer`.
-pub(super) async fn read_head<S: AsyncRead + Unpin>(
+pub(crate) async fn read_head<S: AsyncRead + Unpin>(
     stream: &mut S,
     buffer: &mut BytesMut,
 ) -> io::Result<Option<Head>> {
@@ -86,7 +91,7 @@ fn head(request: &httparse::Request<'_, '_>) -> Option<Head> {
 
 impl Head {
     /// Reads the body that belongs to the head; what follows it stays in `buffer`.
-    pub(super) async fn read_body<S: AsyncRead + AsyncWrite + Unpin>(
+    pub(crate) async fn read_body<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
         buffer: &mut BytesMut,
@@ -106,7 +111,8 @@ impl Head {
             stream.write_all(go_on).await.map_err(lost)?;
         }
         while buffer.len() < length {
-            if stream.read_buf(buffer).await.map_err(lost)? == 0 {
+            let read = tokio::time::timeout(BODY_PAUSE, stream.read_buf(buffer)).await;
+            if read.map_err(|_| refuse(PAUSED))?.map_err(lost)? == 0 {
                 return Err(lost(io::ErrorKind::UnexpectedEof.into()));
             }
         }

@@ -4,6 +4,7 @@
 //! as the stock client wants.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -33,12 +34,18 @@ where
             return output(&shared, stream, *side, id).await;
         }
         let mut early = early;
+        let begun = Instant::now();
         let started = tokio::select! {
             started = start(&shared, &head, &mut stream, &mut early) => started,
             () = shared.stop.cancelled() => return,
         };
+        let took = begun.elapsed();
+        shared
+            .meters
+            .record(head.route.name(), took, started.is_err());
         match started {
             Ok((attachment, touch)) => {
+                super::handlers::finished(false, took);
                 let status = match head.route {
                     Route::Run(_) => "201 Created",
                     _ => "200 OK",

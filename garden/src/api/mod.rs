@@ -23,13 +23,16 @@ mod handlers;
 pub(crate) mod head;
 mod health;
 mod hijack;
+pub mod listen;
+pub mod meters;
 mod own;
 mod own_limits;
+pub(crate) mod partial;
 pub(crate) mod pull;
 mod routes;
 mod server;
 mod session;
-mod socket;
+mod story;
 mod streams;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -39,6 +42,8 @@ pub(crate) mod wire;
 
 pub use backend::{Backend, CpuScale, Filters, StreamIn, TarStream};
 pub use health::Checks;
+pub use listen::{Listen, ListenError, Listeners};
+pub use meters::Meters;
 pub use own::{Peas, Ps, PsContainer};
-pub use server::{Listener, Options, Server};
-pub use socket::Socket;
+pub use server::{Options, Server};
+pub use story::LogList;

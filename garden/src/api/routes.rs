@@ -48,6 +48,9 @@ pub(super) enum Route {
     // Those of our own.
     Ps,
     Peas(String),
+    Logs(String),
+    Log(String, String),
+    Timeline(String),
     AllLimits(String),
     ChangeLimits(String),
     Usage(String),
@@ -119,6 +122,14 @@ impl Route {
         }
     }
 
+    /// The container that it names, if it names one.
+    pub(super) fn handle(&self) -> Option<&str> {
+        match self {
+            Self::Destroy(handle) => Some(handle),
+            other => other.touches(),
+        }
+    }
+
     /// Its name in logs, in which names and keys of users have no place.
     pub(super) fn name(&self) -> &'static str {
         match self {
@@ -151,6 +162,9 @@ impl Route {
             Self::Output(..) => "output",
             Self::Ps => "ps",
             Self::Peas(_) => "peas",
+            Self::Logs(_) => "logs",
+            Self::Log(..) => "log",
+            Self::Timeline(_) => "timeline",
             Self::AllLimits(_) => "limits",
             Self::ChangeLimits(_) => "change-limits",
             Self::Usage(_) => "usage",
@@ -190,6 +204,9 @@ fn find(method: &str, segments: &[&str]) -> Option<Route> {
 fn own_of_container(method: &str, handle: String, rest: &[&str]) -> Option<Route> {
     Some(match (method, rest) {
         ("GET", ["peas"]) => Route::Peas(handle),
+        ("GET", ["logs"]) => Route::Logs(handle),
+        ("GET", ["logs", process]) => Route::Log(handle, name(process)?),
+        ("GET", ["timeline"]) => Route::Timeline(handle),
         ("GET", ["limits"]) => Route::AllLimits(handle),
         ("PUT", ["limits"]) => Route::ChangeLimits(handle),
         ("GET", ["metrics"]) => Route::Usage(handle),
@@ -278,7 +295,41 @@ pub(super) fn query(text: &str) -> Filters {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// Any route's name, to be sure that none is forgotten: the compiler counts them.
+    #[test]
+    fn the_description_has_every_route_and_no_other() {
+        let text = include_str!("../../../docs/openapi.json");
+        let document: serde_json::Value = serde_json::from_str(text).unwrap();
+        let mut described = BTreeSet::new();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            let example = path.replace(['{', '}'], "");
+            for (method, operation) in operations.as_object().unwrap() {
+                let route = Route::parse(&method.to_uppercase(), &example);
+                let route = route.unwrap_or_else(|_| panic!("there is no {method} {path}"));
+                let hijacks = operation.get("x-hijack").is_some();
+                assert_eq!(route.hijacks(), hijacks, "{method} {path}");
+                let id = operation["operationId"].as_str().unwrap();
+                match route {
+                    Route::Output(..) => {}
+                    route => assert_eq!(id, route.name(), "{method} {path}"),
+                }
+                assert!(described.insert(id.to_owned()), "{id} is there twice");
+            }
+        }
+        // Each method of each path that any description could have.
+        for path in document["paths"].as_object().unwrap().keys() {
+            let example = path.replace(['{', '}'], "");
+            for method in METHODS {
+                let known = Route::parse(method, &example).is_ok();
+                let told = document["paths"][path].get(method.to_lowercase()).is_some();
+                assert_eq!(known, told, "{method} {path}");
+            }
+        }
+    }
 
     #[test]
     fn segments_are_unescaped_after_they_are_told_apart() {

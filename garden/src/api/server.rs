@@ -1,7 +1,7 @@
 //! Connections: accepting them, telling their kinds apart, ending them.
 //!
-//! Any stream will do; unix sockets and TCP are there. Stopping closes the listener, cuts process
-//! connections at once (processes run on), and waits for every other request that was begun.
+//! Where they come from is `listen`'s. Stopping closes the listeners, cuts process connections at
+//! once (processes run on), and waits a bounded time for every other request that was begun.
 
 use std::fmt;
 use std::future::Future;
@@ -14,8 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +23,8 @@ use super::grace::Grace;
 use super::handlers::{self, Shared};
 use super::head::{Rewound, read_head};
 use super::hijack;
+use super::listen::{Arrival, Listeners};
+use super::meters::Meters;
 use super::streams::Streams;
 use crate::error::Error;
 use crate::model::Handle;
@@ -46,6 +47,9 @@ pub struct Options {
     /// How long output is still carried after the exit of a process, when a grandchild holds the
     /// pipe open. Stock clients wait for the end of output before they tell the exit.
     pub output_linger: Duration,
+    /// How long requests that run may take when the server stops; `None` is for ever. What is
+    /// not done by then is given up: the next server cleans up after it, as after a crash.
+    pub stop_patience: Option<Duration>,
 }
 
 impl Default for Options {
@@ -55,35 +59,8 @@ impl Default for Options {
             header_timeout: Some(Duration::from_secs(60)),
             max_connections: 65_536,
             output_linger: Duration::from_secs(1),
+            stop_patience: None,
         }
-    }
-}
-
-/// Where connections come from.
-pub trait Listener: Send {
-    /// A connection.
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-
-    /// Waits for the next one. Must not lose one when dropped.
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
-}
-
-impl Listener for UnixListener {
-    type Stream = UnixStream;
-
-    async fn accept(&self) -> io::Result<UnixStream> {
-        Self::accept(self).await.map(|(stream, _)| stream)
-    }
-}
-
-impl Listener for TcpListener {
-    type Stream = TcpStream;
-
-    async fn accept(&self) -> io::Result<TcpStream> {
-        let (stream, _) = Self::accept(self).await?;
-        // Frames are small and each is awaited.
-        stream.set_nodelay(true)?;
-        Ok(stream)
     }
 }
 
@@ -115,6 +92,7 @@ impl<B: Backend> Server<B> {
                 doomed: Arc::default(),
                 stop: CancellationToken::new(),
                 requests: TaskTracker::new(),
+                meters: Arc::default(),
             }),
             connections: TaskTracker::new(),
             room: Arc::new(Semaphore::new(room)),
@@ -122,11 +100,16 @@ impl<B: Backend> Server<B> {
         }
     }
 
+    /// What it counts.
+    pub fn meters(&self) -> Arc<Meters> {
+        Arc::clone(&self.shared.meters)
+    }
+
     /// Serves until `stop` is cancelled, and returns when all requests are answered. The
-    /// listener may exist long before: early clients then wait instead of failing.
-    pub async fn serve<L: Listener>(
+    /// listeners may exist long before: early clients then wait instead of failing.
+    pub async fn serve(
         mut self,
-        listener: L,
+        listeners: Listeners,
         stop: CancellationToken,
     ) -> Result<(), Error> {
         self.arm_survivors().await?;
@@ -134,11 +117,11 @@ impl<B: Backend> Server<B> {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(handle) = self.expired.recv() => self.reap(handle),
-                stream = accept(&listener, &self.room) => match stream {
-                    Ok((stream, permit)) => {
+                arrived = accept(&listeners, &self.room) => match arrived {
+                    Ok((arrival, permit)) => {
                         let shared = Arc::clone(&self.shared);
                         self.connections.spawn(async move {
-                            connection(shared, stream).await;
+                            connection(shared, arrival).await;
                             drop(permit);
                         });
                     }
@@ -149,12 +132,24 @@ impl<B: Backend> Server<B> {
                 },
             }
         }
-        drop(listener);
+        drop(listeners);
         self.shared.stop.cancel();
         self.connections.close();
-        self.connections.wait().await;
         self.shared.requests.close();
-        self.shared.requests.wait().await;
+        let all_done = async {
+            self.connections.wait().await;
+            self.shared.requests.wait().await;
+        };
+        if within(self.shared.options.stop_patience, all_done)
+            .await
+            .is_none()
+        {
+            let requests = self.shared.requests.len();
+            tracing::warn!(
+                requests,
+                "stopping without waiting longer for requests that run"
+            );
+        }
         Ok(())
     }
 
@@ -185,30 +180,34 @@ impl<B: Backend> Server<B> {
     }
 }
 
-async fn accept<L: Listener>(
-    listener: &L,
+async fn accept(
+    listeners: &Listeners,
     room: &Arc<Semaphore>,
-) -> io::Result<(L::Stream, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(Arrival, OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await;
     let permit = permit.map_err(io::Error::other)?;
-    Ok((listener.accept().await?, permit))
+    Ok((listeners.accept().await?, permit))
 }
 
-async fn connection<B, S>(shared: Arc<Shared<B>>, mut stream: S)
-where
-    B: Backend,
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn connection<B: Backend>(shared: Arc<Shared<B>>, arrival: Arrival) {
+    let _open = shared.meters.open();
     let mut early = BytesMut::new();
-    let read = read_head(&mut stream, &mut early);
-    let head = tokio::select! {
-        head = within(shared.options.header_timeout, read) => head,
+    let open = async {
+        let mut stream = arrival.establish().await?;
+        let head = read_head(&mut stream, &mut early).await?;
+        Ok::<_, io::Error>((stream, head))
+    };
+    let opened = tokio::select! {
+        opened = within(shared.options.header_timeout, open) => opened,
         // One that has asked for nothing yet is owed nothing.
         () = shared.stop.cancelled() => return,
     };
-    match head {
-        Some(Ok(Some(head))) => hijack::serve(shared, stream, early, head).await,
-        Some(Ok(None)) if !early.is_empty() => plain(shared, Rewound { early, stream }).await,
+    match opened {
+        Some(Ok((stream, Some(head)))) => hijack::serve(shared, stream, early, head).await,
+        Some(Ok((stream, None))) if !early.is_empty() => {
+            plain(shared, Rewound { early, stream }).await;
+        }
+        Some(Err(error)) => tracing::debug!(%error, "a connection came to nothing"),
         _ => {}
     }
 }

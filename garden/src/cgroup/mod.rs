@@ -22,6 +22,7 @@ mod base;
 mod control;
 mod devices;
 mod files;
+mod freezer;
 mod host;
 mod limit;
 mod oom;

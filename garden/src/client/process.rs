@@ -4,23 +4,22 @@
 //! wanted. Dropping a [`Process`] detaches from it; the process runs on.
 
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Client;
-use super::transport::{broken, connect, failure, path};
+use super::transport::{broken, failure, path};
 use crate::api::base64;
 use crate::api::error::KIND_HEADER;
 use crate::api::frames::{Decoder, Frame};
 use crate::api::head::{Rewound, STDIN_HEADER};
 use crate::api::wire::{WireProcessSpec, WireTty, encode};
+use crate::connection::Connection;
 use crate::error::Error;
 use crate::model::{Handle, ProcessId, ProcessSpec, Signal, WindowSize};
 
@@ -76,7 +75,7 @@ pub struct Input {
 
 /// What a process writes, as it comes; ends soon after the process.
 #[derive(Debug)]
-pub struct Output(Rewound<UnixStream>);
+pub struct Output(Rewound<Connection>);
 
 impl Client {
     /// Starts a process or a pea.
@@ -112,7 +111,7 @@ impl Client {
         body: Option<&[u8]>,
         wanted: Wanted,
     ) -> Result<Process, Error> {
-        let (mut stream, binary) = hijack(self.socket(), method, target, body).await?;
+        let (mut stream, binary) = hijack(self, method, target, body).await?;
         let mut decoder = Decoder::new(BytesMut::new());
         let first = next_frame(&mut stream, &mut decoder).await?;
         let (Some(text), Some(id)) = (first.process_id, first.stream_id) else {
@@ -144,7 +143,7 @@ impl Client {
                 &id,
                 side,
             ];
-            let stream = hijack(self.socket(), "GET", &path(&segments), None).await;
+            let stream = hijack(self, "GET", &path(&segments), None).await;
             stream.map(|(stream, _)| stream)
         };
         if wanted.stdout {
@@ -265,12 +264,12 @@ impl Input {
 /// Makes a connection whose request leaves HTTP; the bytes after the response's head, and whether
 /// input need not be text.
 async fn hijack(
-    socket: &Path,
+    client: &Client,
     method: &str,
     target: &str,
     body: Option<&[u8]>,
 ) -> Result<(Output, bool), Error> {
-    let mut stream = connect(socket).await?;
+    let mut stream = client.connect().await?;
     let version = env!("CARGO_PKG_VERSION");
     let mut request = format!(
         "{method} {target} HTTP/1.1\r\nHost: api\r\nUser-Agent: garden/{version}\r\n\
@@ -321,7 +320,7 @@ fn head(buffer: &[u8]) -> Result<Option<Head>, httparse::Error> {
     }))
 }
 
-async fn response(mut stream: UnixStream) -> Result<(Output, bool), Error> {
+async fn response(mut stream: Connection) -> Result<(Output, bool), Error> {
     let mut early = BytesMut::new();
     let cut = || {
         broken(

@@ -3,7 +3,7 @@
 //! Paths are escaped here and nowhere else: callers give segments.
 
 use std::io;
-use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -14,23 +14,52 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::Client;
 use crate::api::error::{Envelope, KIND_HEADER, restore};
 use crate::api::wire::{self, decode_response};
+use crate::connection::{self, Address, Connection};
 use crate::error::Error;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-pub(super) async fn connect(socket: &Path) -> Result<UnixStream, Error> {
-    UnixStream::connect(socket).await.map_err(|source| {
-        let socket = socket.display();
-        Error::host(
-            format!("cannot reach a garden server at {socket} (is it running?)"),
-            source,
-        )
-    })
+/// How long the other host may take to answer at all; after that a call takes as long as it takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Client {
+    /// A new connection.
+    pub(super) async fn connect(&self) -> Result<Connection, Error> {
+        self.connected().await.map_err(|source| {
+            let address = self.address();
+            Error::host(
+                format!("cannot reach a garden server at {address} (is it running?)"),
+                source,
+            )
+        })
+    }
+
+    async fn connected(&self) -> io::Result<Connection> {
+        let (host, port) = match self.address() {
+            Address::Unix(path) => {
+                return UnixStream::connect(path).await.map(Connection::Unix);
+            }
+            Address::Tcp { host, port } => (host.as_str(), *port),
+        };
+        let open = async {
+            let stream = TcpStream::connect((host, port)).await?;
+            connection::prepare(&stream)?;
+            match &self.tls {
+                None => Ok(Connection::Tcp(stream)),
+                Some(tls) => {
+                    let shaken = tls.establish(host, stream).await?;
+                    Ok(Connection::Tls(Box::new(shaken)))
+                }
+            }
+        };
+        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+        tokio::time::timeout(PATIENCE, open).await.map_err(late)?
+    }
 }
 
 /// An answer that cannot be used.
@@ -143,7 +172,7 @@ impl Client {
         let request = call
             .request()
             .map_err(|source| broken("cannot make a request to", source))?;
-        let stream = connect(&self.socket).await?;
+        let stream = self.connect().await?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|e| broken("cannot talk to", e))?;
         // Carries the response's body, too; ends with it.

@@ -42,11 +42,12 @@ impl Exits {
         }
     }
 
-    /// Nobody will tell of any exit any more.
-    pub(crate) fn lost(&self) {
+    /// Nobody will tell of any exit any more. `on_file` is asked for what was written and not told.
+    pub(crate) fn lost(&self, on_file: impl Fn(&str) -> Option<ExitRecord>) {
         let waiters = lock(&self.0).take();
         for (instance, sender) in waiters.into_iter().flatten() {
-            sender.send_replace(Some(unknown(&instance)));
+            let exit = on_file(&instance).unwrap_or_else(|| unknown(&instance));
+            sender.send_replace(Some(exit));
         }
     }
 
@@ -58,7 +59,13 @@ impl Exits {
     }
 }
 
-/// The exit of a process whose supervisor died: killed, as its pod was.
+/// Whether nobody knows how a process ended: its supervisor died, and it was killed.
+pub(crate) fn is_unknown(exit: &ExitRecord) -> bool {
+    exit.exited_at_ns == 0
+}
+
+/// The exit of a process whose supervisor died: killed, as its pod was. No supervisor writes one
+/// without a time.
 fn unknown(instance: &str) -> ExitRecord {
     ExitRecord {
         id: instance.to_owned(),
@@ -74,4 +81,28 @@ pub(crate) async fn wait(mut exit: watch::Receiver<Option<ExitRecord>>) -> Optio
         .await
         .ok()
         .and_then(|exit| exit.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_on_file_is_told_when_the_supervisor_dies_and_the_rest_is_unknown() {
+        let exits = Exits::new();
+        let (told, lost) = (exits.expect("told"), exits.expect("lost"));
+        let on_file = |instance: &str| {
+            (instance == "told").then(|| ExitRecord {
+                code: 7,
+                exited_at_ns: 1,
+                ..unknown(instance)
+            })
+        };
+        exits.lost(on_file);
+        let told = wait(told).await.unwrap();
+        assert!(!is_unknown(&told) && told.code == 7);
+        assert!(is_unknown(&wait(lost).await.unwrap()));
+        let late = exits.expect("late");
+        assert!(is_unknown(&wait(late).await.unwrap()));
+    }
 }

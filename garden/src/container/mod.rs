@@ -2,6 +2,7 @@
 //!
 //! - [`exits`]: exits by instance, as the supervisor reports them.
 //! - [`launch`]: starting a container's init, a process, a pea's process.
+//! - [`lost`]: the death of its supervisor.
 //! - [`names`]: its `/etc/hosts` and `/etc/resolv.conf`.
 //! - [`oom`]: learning that it ran out of memory.
 //! - [`peas`]: what a pea needs from its container, for the life-cycle in `garden-peas`.
@@ -13,13 +14,14 @@
 pub(crate) mod exits;
 pub(crate) mod groups;
 pub(crate) mod launch;
+pub(crate) mod lost;
 pub(crate) mod names;
 pub(crate) mod oom;
 pub(crate) mod peas;
 pub(crate) mod process;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -30,17 +32,20 @@ use crate::checks::Checks;
 use crate::depot::{ContainerDir, ContainerRecord, DepotError};
 use crate::error::Error;
 use crate::events::{EventKind, Log};
+use crate::logs::Logs;
 use crate::model::{Handle, ProcessId};
 use crate::runtime::shim::{Event, Shim};
 use crate::services::{Services, lock};
 use exits::Exits;
-use groups::Groups;
 use peas::PodHost;
 use process::ProcessEntry;
 
 /// Ended processes and peas that can still be attached to, per container: a health check a second
 /// must not fill the memory.
 const ENDED_KEPT: usize = 100;
+
+/// The supervisor's name for the init.
+pub(crate) const INIT: &str = "init";
 
 /// A container.
 pub(crate) struct Container {
@@ -49,20 +54,25 @@ pub(crate) struct Container {
     pub(crate) services: Arc<Services>,
     pub(crate) shim: Shim,
     pub(crate) exits: Exits,
-    /// Its root directory, for looking up users in it.
-    pub(crate) root: OwnedFd,
+    /// Its root directory; a lost one has none.
+    root: Option<OwnedFd>,
     record: Mutex<ContainerRecord>,
     processes: Mutex<HashMap<ProcessId, Arc<ProcessEntry>>>,
     peas: OnceLock<PeaSet<PodHost>>,
     destroying: AtomicBool,
+    lost: AtomicBool,
     /// Its health checks.
     pub(crate) checks: Checks,
     /// What happened to it last.
     pub(crate) log: Log,
+    /// What its processes wrote, where that is kept.
+    pub(crate) logs: Logs,
     told: oom::Told,
     throttled: AtomicBool,
     /// Taken by whoever changes its limits.
     pub(crate) limits_turn: tokio::sync::Semaphore,
+    /// Taken by whoever changes its network.
+    pub(crate) network_turn: tokio::sync::Semaphore,
 }
 
 impl Container {
@@ -74,7 +84,7 @@ impl Container {
         services: Arc<Services>,
         shim: Shim,
         exits: Exits,
-        root: OwnedFd,
+        root: Option<OwnedFd>,
         record: ContainerRecord,
         events: mpsc::UnboundedReceiver<Event>,
     ) -> Arc<Self> {
@@ -90,11 +100,14 @@ impl Container {
             processes: Mutex::default(),
             peas: OnceLock::new(),
             destroying: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             checks: Checks::default(),
             log: Log::default(),
+            logs: Logs::default(),
             told,
             throttled: AtomicBool::new(false),
             limits_turn: tokio::sync::Semaphore::new(1),
+            network_turn: tokio::sync::Semaphore::new(1),
         });
         tokio::spawn(follow(
             Arc::downgrade(&container),
@@ -102,6 +115,15 @@ impl Container {
             events,
         ));
         container
+    }
+
+    /// Its root directory, for looking up users in it.
+    ///
+    /// # Errors
+    /// [`Error::ContainerLost`].
+    pub(crate) fn root(&self) -> Result<BorrowedFd<'_>, Error> {
+        let lost = || Error::ContainerLost(self.handle.clone());
+        self.root.as_ref().map(AsFd::as_fd).ok_or_else(lost)
     }
 
     /// A copy of its record.
@@ -122,18 +144,23 @@ impl Container {
         Ok(value)
     }
 
-    /// Notes something that happened to it.
-    pub(crate) fn add_event(&self, event: &str) {
-        if let Err(error) = self.change(|record| record.events.push(event.to_owned())) {
-            tracing::warn!(handle = %self.handle, error = %crate::error::report(&error), "an event is not on file");
-        }
-    }
-
     /// Tells everybody who listens that something happened to it, or to a process in it.
     pub(crate) fn event(&self, kind: EventKind, process: Option<&ProcessId>) {
-        let process = process.map(ProcessId::as_str);
+        self.event_of(kind, process.map(ProcessId::as_str));
+    }
+
+    /// The same, of a process that may be known by its name only.
+    pub(crate) fn event_of(&self, kind: EventKind, process: Option<&str>) {
+        let timelines = &self.services.timelines;
+        timelines.event(self.handle.as_str(), process, &kind);
         let events = &self.services.events;
         events.publish(self.handle.as_str(), process, kind, Some(&self.log));
+        self.log.keep(&self.dir);
+    }
+
+    /// Remembers what an earlier server told of it.
+    pub(crate) fn recall_events(&self) {
+        self.services.events.recall(self.log.recall(&self.dir));
     }
 
     /// Its peas.
@@ -243,27 +270,21 @@ async fn follow(
 ) {
     while let Some(event) = events.recv().await {
         match event {
-            Event::Exited(record) => exits.ended(record),
+            Event::Exited(record) => {
+                let init = record.id == INIT;
+                exits.ended(record);
+                if let (true, Some(container)) = (init, container.upgrade())
+                    && !container.is_destroying()
+                {
+                    lost::lose(&container, lost::Cause::Init).await;
+                }
+            }
             Event::Gone => {
-                exits.lost();
-                let Some(container) = container.upgrade() else {
-                    return;
-                };
-                if container.is_destroying() {
-                    return;
+                let container = container.upgrade();
+                if let Some(container) = &container {
+                    lost::lose(container, lost::Cause::Supervisor).await;
                 }
-                // Without its supervisor nobody would ever learn of its processes' ends.
-                tracing::error!(handle = %container.handle, "the supervisor died; killing its pod");
-                container.add_event("Supervisor died");
-                container.event(EventKind::SupervisorDied, None);
-                let services = Arc::clone(&container.services);
-                let pod = Arc::clone(&container);
-                let killed = services
-                    .files
-                    .run(move || Groups::of(&pod).kill(&pod.services.cgroups));
-                if let Err(error) = killed.await.map_err(Error::from).and_then(|k| Ok(k?)) {
-                    tracing::error!(handle = %container.handle, error = error.report(), "cannot kill the pod");
-                }
+                exits.lost(|instance| container.as_ref()?.dir.read_exit(instance));
                 return;
             }
         }

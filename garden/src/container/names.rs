@@ -1,13 +1,14 @@
 //! `/etc/hosts` and `/etc/resolv.conf` of a container.
 //!
 //! Two files in its directory in the depot, bound into the container and into each of its peas,
-//! so that all of them see the same, and container root may edit them. The network writes into
-//! them when it knows more than the name; they are never replaced, because what is bound is the
-//! file and not its place.
+//! so that all of them see the same, and container root may edit them. They are made before the
+//! container, and written again when the network knows its address; they are never replaced,
+//! because what is bound is the file and not its place. What they say is `network::names`' to know.
 
 use std::io::Write as _;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
+use garden_net::dns;
 use garden_wire::Role;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -15,13 +16,17 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use super::launch::{self, Passed};
 use crate::bundle::StagedBind;
 use crate::error::Error;
+use crate::model::Handle;
+use crate::network::names::Contents;
 
 /// In the depot, and inside.
 const FILES: [(&str, &str); 2] = [("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")];
 
 /// Makes both in the container's directory, owned by `owner`, who is its root on the host.
-pub(crate) fn make(directory: BorrowedFd<'_>, hostname: &str, owner: u32) -> Result<(), Error> {
-    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
+///
+/// Until there is an address, or where none ever comes, the name is the loopback's.
+pub(crate) fn make(directory: BorrowedFd<'_>, handle: &Handle, owner: u32) -> Result<(), Error> {
+    let hosts = dns::hosts(handle.as_str(), None, None, &[]);
     for (name, text) in [(FILES[0].0, hosts.as_str()), (FILES[1].0, "")] {
         let failed = |error| Error::host(format!("cannot make the container's {name}"), error);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -35,6 +40,23 @@ pub(crate) fn make(directory: BorrowedFd<'_>, hostname: &str, owner: u32) -> Res
         rustix::fs::fchmod(&file, mode)
             .and_then(|()| rustix::fs::fchown(&file, Some(user), Some(group)))
             .map_err(|errno| failed(errno.into()))?;
+    }
+    Ok(())
+}
+
+/// Writes what the network knows into both. They may be bound already, and are looked at.
+pub(crate) fn write(directory: &OwnedFd, contents: &Contents) -> Result<(), Error> {
+    for (name, text) in [
+        (FILES[0].0, &contents.hosts),
+        (FILES[1].0, &contents.resolv_conf),
+    ] {
+        let failed = |error| Error::host(format!("cannot write the container's {name}"), error);
+        let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(directory, name, flags, Mode::empty())
+            .map_err(|errno| failed(errno.into()))?;
+        std::fs::File::from(file)
+            .write_all(text.as_bytes())
+            .map_err(failed)?;
     }
     Ok(())
 }
@@ -81,10 +103,21 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let directory = std::fs::File::open(place.path()).unwrap();
         let own = rustix::process::getuid().as_raw();
-        make(directory.as_fd(), "web", own).unwrap();
-        let hosts = std::fs::read_to_string(place.path().join("hosts")).unwrap();
-        assert_eq!(hosts.lines().last(), Some("127.0.0.1 web"));
+        let web = "web".parse().unwrap();
+        make(directory.as_fd(), &web, own).unwrap();
+        let read = |name| std::fs::read_to_string(place.path().join(name)).unwrap();
+        assert_eq!(
+            read("hosts"),
+            "127.0.0.1 localhost\n::1 localhost\n127.0.0.1 web\n"
+        );
         // Made once: what a container has must not be replaced under it.
-        assert!(make(directory.as_fd(), "web", own).is_err());
+        assert!(make(directory.as_fd(), &web, own).is_err());
+        let contents = Contents {
+            hosts: "10.254.0.2 web\n".to_owned(),
+            resolv_conf: "nameserver 9.9.9.9\n".to_owned(),
+        };
+        write(&directory.into(), &contents).unwrap();
+        assert_eq!(read("hosts"), contents.hosts);
+        assert_eq!(read("resolv.conf"), contents.resolv_conf);
     }
 }

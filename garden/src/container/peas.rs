@@ -340,10 +340,7 @@ pub(crate) fn command(process: &ProcessSpec) -> Vec<String> {
 
 /// A host name has room for 64 bytes; Guardian takes the last 49 of the handle.
 pub(crate) fn hostname(handle: &Handle) -> String {
-    let name = handle.as_str();
-    name.get(name.len().saturating_sub(49)..)
-        .unwrap_or(name)
-        .to_owned()
+    garden_net::dns::host_name(handle.as_str()).to_owned()
 }
 
 impl parts::Process for PeaProcess {

@@ -1,15 +1,17 @@
 //! A process or a pea as its users see it: streams, control, exit.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::model::{Exit, ProcessId, ProcessInfo, Signal};
 use crate::process::streams::{Input, Output};
 use crate::process::{Attachment, Control};
 use crate::runtime::shim::Shim;
+use crate::services::lock;
 
 /// Wishes of one attachment that may wait.
 const CONTROL_QUEUE: usize = 64;
@@ -31,7 +33,8 @@ pub(crate) struct ProcessEntry {
     pub(crate) pea: bool,
     pub(crate) path: String,
     running: OnceLock<Running>,
-    exit: watch::Sender<Option<Exit>>,
+    /// `None` when nobody will ever know how it ended: whoever waits is told that by the end of this.
+    exit: Mutex<Option<watch::Sender<Option<Exit>>>>,
     ended_at: OnceLock<Instant>,
     /// When its supervisor reaped it, in nanoseconds since the epoch; 0 before.
     reaped_at_ns: AtomicU64,
@@ -47,7 +50,7 @@ struct Running {
 impl ProcessEntry {
     /// A process that is about to be started.
     pub(crate) fn new(id: ProcessId, instance: String, pea: bool, path: String) -> Arc<Self> {
-        let exit = watch::channel(None).0;
+        let exit = Mutex::new(Some(watch::channel(None).0));
         Arc::new(Self {
             id,
             instance,
@@ -85,10 +88,30 @@ impl ProcessEntry {
             );
         }
         let _ = self.ended_at.set(Instant::now());
-        if self.exit.receiver_count() > 0 {
-            self.waited.store(true, Ordering::Relaxed);
+        if let Some(sender) = lock(&self.exit).as_ref() {
+            if sender.receiver_count() > 0 {
+                self.waited.store(true, Ordering::Relaxed);
+            }
+            sender.send_replace(Some(exit));
         }
-        self.exit.send_replace(Some(exit));
+        self.close_stdin();
+    }
+
+    /// It has ended, and nobody knows how: its supervisor died. What was told already stays.
+    pub(crate) fn lose(&self) {
+        let mut sender = lock(&self.exit);
+        if sender
+            .as_ref()
+            .is_some_and(|sender| sender.borrow().is_none())
+        {
+            *sender = None;
+            let _ = self.ended_at.set(Instant::now());
+        }
+        drop(sender);
+        self.close_stdin();
+    }
+
+    fn close_stdin(&self) {
         // Nobody reads it any more; whoever writes has not noticed yet.
         if let Some(stdin) = self
             .running
@@ -111,9 +134,12 @@ impl ProcessEntry {
         self.ended_at.get().copied()
     }
 
-    /// Whether its exit has been told.
+    /// Whether its exit has been told, or is known to be lost.
     pub(crate) fn ended(&self) -> bool {
-        self.exit.borrow().is_some()
+        let sender = lock(&self.exit);
+        sender
+            .as_ref()
+            .is_none_or(|sender| sender.borrow().is_some())
     }
 
     /// Whether somebody was told of its exit.
@@ -121,9 +147,9 @@ impl ProcessEntry {
         self.ended() && self.waited.load(Ordering::Relaxed)
     }
 
-    /// Its exit, to wait for.
-    pub(crate) fn exit(&self) -> watch::Receiver<Option<Exit>> {
-        self.exit.subscribe()
+    /// Its exit, to wait for; `None` when nobody will ever know it.
+    pub(crate) fn exit(&self) -> Option<watch::Receiver<Option<Exit>>> {
+        lock(&self.exit).as_ref().map(watch::Sender::subscribe)
     }
 
     /// As a list shows it; `None` before it runs and after its end.
@@ -135,6 +161,20 @@ impl ProcessEntry {
             pea: self.pea,
             path: self.path.clone(),
         })
+    }
+
+    /// Its outputs from now on, for a listener of the server's own. Unless `now`, nothing is read
+    /// before somebody attaches. `None` before it runs.
+    pub(crate) fn listen(
+        &self,
+        now: bool,
+    ) -> Option<(mpsc::Receiver<Bytes>, mpsc::Receiver<Bytes>)> {
+        let streams = &self.running.get()?.streams;
+        let listen = |output: &Output| match now {
+            true => output.subscribe(),
+            false => output.join(),
+        };
+        Some((listen(&streams.stdout), listen(&streams.stderr)))
     }
 
     /// Another attachment: gets all output from now on. `None` before it runs.
@@ -160,7 +200,8 @@ impl ProcessEntry {
             stdout,
             stderr,
             control,
-            exit: self.exit.subscribe(),
+            // One whose other end is gone tells that it is lost.
+            exit: self.exit().unwrap_or_else(|| watch::channel(None).1),
         })
     }
 }

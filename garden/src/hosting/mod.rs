@@ -4,6 +4,7 @@
 //! host one for as long as they live ([`solo`]). Both speak to it through [`Client`], so that there
 //! is one way for everything.
 
+pub mod cleanup;
 pub mod solo;
 
 use std::path::{Path, PathBuf};
@@ -13,8 +14,10 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Server, Socket};
+use crate::api::{self, Listen, Listeners, Meters, Server};
 use crate::client::Client;
+use crate::connection::Address;
+use crate::debug::{Debug, Levels};
 use crate::error::Error;
 use crate::manager::{Manager, Options};
 
@@ -27,17 +30,18 @@ pub struct Hosted {
     client: Client,
     stop: CancellationToken,
     serving: JoinHandle<Result<(), Error>>,
+    meters: Arc<Meters>,
 }
 
 impl Hosted {
-    /// Opens a manager and serves it on `socket`. Clients may connect from the very beginning;
+    /// Listens, opens a manager, and serves it. Clients may connect from the very beginning;
     /// they are answered when what an earlier server left is known.
     ///
     /// # Errors
-    /// As [`Manager::open`], and when the socket cannot be made.
+    /// As [`Manager::open`], and when there is nothing that can be listened on.
     pub async fn start(
         options: Options,
-        socket: &Path,
+        listen: Listen,
         serving: api::Options,
     ) -> Result<Self, Error> {
         let runtime_dir = options.runtime_dir.clone();
@@ -47,20 +51,36 @@ impl Hosted {
         made.await
             .map_err(|error| failed(error.into()))?
             .map_err(failed)?;
+        let unix = listen.unix.as_ref().map(|socket| socket.path.clone());
+        let listeners = listen.bind()?;
+        let address = unix.map_or_else(|| over_tcp(&listeners), Address::Unix);
+        let places = listeners.places();
+        let destroy = options.destroy_on_start;
         let manager = Manager::open(options).await?;
-        let bound = Socket::bind(socket).map_err(|error| {
-            Error::host(format!("cannot listen on {}", socket.display()), error)
-        })?;
+        if destroy {
+            manager.destroy_all().await;
+        }
         let server = Server::new(Arc::new(manager.clone()), serving);
+        let meters = server.meters();
         let stop = CancellationToken::new();
         let ended = stop.clone();
-        let serving = tokio::spawn(async move { server.serve(bound, ended).await });
+        let serving = tokio::spawn(async move { server.serve(listeners, ended).await });
+        tracing::info!(?places, "serving");
         Ok(Self {
             manager,
-            client: Client::new(socket),
+            client: Client::new(address),
             stop,
             serving,
+            meters,
         })
+    }
+
+    /// Serves health, metrics and a status page on addresses of their own, as long as the server
+    /// runs.
+    pub fn debug(&self, listeners: Listeners, levels: Levels) {
+        tracing::info!(places = ?listeners.places(), "serving metrics and the status page");
+        let debug = Debug::new(self.manager.clone(), Arc::clone(&self.meters), levels);
+        tokio::spawn(debug.serve(listeners, self.stop.clone()));
     }
 
     /// A client of it.
@@ -94,6 +114,16 @@ impl Hosted {
         self.stop().await;
         manager.remove_traces();
     }
+}
+
+/// Where a server without a unix socket is reached from here.
+fn over_tcp(listeners: &Listeners) -> Address {
+    let (host, port) = match listeners.tcp().first() {
+        Some(address) if address.ip().is_unspecified() => ("localhost".to_owned(), address.port()),
+        Some(address) => (address.ip().to_string(), address.port()),
+        None => ("localhost".to_owned(), 0),
+    };
+    Address::Tcp { host, port }
 }
 
 /// Finds the supervisor program: where the option says, beside this executable, or where packages

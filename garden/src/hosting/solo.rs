@@ -89,7 +89,8 @@ impl Solo {
             let options = place.options(slot, &template);
             let socket = options.runtime_dir.join("garden.sock");
             let lock = take_lock(&place).await?;
-            let started = Hosted::start(options, &socket, api::Options::default()).await;
+            let started =
+                Hosted::start(options, api::Listen::at(socket), api::Options::default()).await;
             drop(lock);
             match started {
                 Err(error) if error.is_in_use() => {}

@@ -11,16 +11,18 @@ use tokio::sync::mpsc;
 use super::{Manager, files};
 use crate::api::{Backend, CpuScale, Filters, StreamIn, TarStream};
 use crate::checks::{CheckSpec, HealthStatus};
-use crate::container::Container;
+use crate::depot::ContainerRecord;
 use crate::error::Error;
 use crate::events::{EventFilter, EventStream};
+use crate::logs::{LogInfo, LogStream};
 use crate::metrics;
 use crate::model::{
-    Addresses, Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange,
-    LimitsInForce, Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress,
-    PulledImage, TeardownJob, TeardownStage, TeardownStatus,
+    Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
+    Metrics, NetOutRule, PortMapping, ProcessId, ProcessSpec, PullProgress, PulledImage,
+    TeardownJob, TeardownStage, TeardownStatus,
 };
 use crate::process::Attachment;
+use crate::timeline::Timeline;
 
 const STATE: &str = "garden.state";
 const GRACE_TIME: &str = "garden.grace-time";
@@ -33,6 +35,7 @@ impl Backend for Manager {
     async fn capacity(&self) -> Result<Capacity, Error> {
         let store = self.services().options.store_dir.clone();
         let most = self.services().options.max_containers;
+        let connectable = self.services().networks.capacity().unwrap_or(u64::MAX);
         let roots = Arc::clone(&self.services().roots);
         let told = self.services().plugins.run(move || roots.plugin_capacity());
         let by_plugin = told.await?;
@@ -44,7 +47,7 @@ impl Backend for Manager {
                 disk_bytes: by_plugin
                     .unwrap_or_else(|| disk.f_blocks.saturating_mul(disk.f_frsize)),
                 schedulable_disk_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
-                max_containers: most.map_or(u64::MAX, |most| most as u64),
+                max_containers: most.map_or(u64::MAX, |most| most as u64).min(connectable),
             })
         });
         read.await?
@@ -60,8 +63,13 @@ impl Backend for Manager {
     }
 
     async fn list(&self, filters: &Filters) -> Result<Vec<Handle>, Error> {
-        let matching = self.all().into_iter().filter(|container| {
-            let properties = properties(container);
+        if filters.is_empty() {
+            // What Garden's look-ups ask for, all the time. All that are known are created.
+            return Ok(self.handles());
+        }
+        let all = self.0.table.all().into_iter();
+        let matching = all.filter(|(_, seat)| {
+            let properties = properties(seat.record());
             filters
                 .iter()
                 .all(|(key, wanted)| match (key.as_str(), wanted.as_str()) {
@@ -70,11 +78,11 @@ impl Backend for Manager {
                     (_, wanted) => properties.get(key).is_some_and(|value| value == wanted),
                 })
         });
-        Ok(matching.map(|container| container.handle.clone()).collect())
+        Ok(matching.map(|(handle, _)| handle).collect())
     }
 
     async fn info(&self, handle: &Handle) -> Result<ContainerInfo, Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
         let record = container.record();
         Ok(ContainerInfo {
             handle: handle.clone(),
@@ -89,21 +97,21 @@ impl Backend for Manager {
             created_ms: record.created_ms,
             events: record.events.clone(),
             path: container.dir.path().to_owned(),
-            addresses: Addresses::default(),
-            properties: properties(&container),
+            addresses: record.network.addresses.clone(),
+            properties: properties(record.clone()),
             processes: container
                 .processes()
                 .iter()
                 .filter_map(|entry| entry.info())
                 .collect(),
-            mapped_ports: Vec::new(),
+            mapped_ports: record.network.mapped_ports,
             limits: record.spec.limits,
             health: container.checks.state(),
         })
     }
 
     async fn metrics(&self, handle: &Handle) -> Result<Metrics, Error> {
-        match self.find(handle) {
+        match self.find(handle).await {
             Ok(container) => Ok(metrics::of_container(&container).await),
             Err(unknown) => self.pea_metrics(handle).await.ok_or(unknown),
         }
@@ -118,11 +126,11 @@ impl Backend for Manager {
     }
 
     async fn attach(&self, handle: &Handle, process: &ProcessId) -> Result<Attachment, Error> {
-        self.attach_process(handle, process)
+        self.attach_process(handle, process).await
     }
 
     async fn stream_in(&self, handle: &Handle, files: StreamIn) -> Result<(), Error> {
-        files::stream_in(&self.find(handle)?, files).await
+        files::stream_in(&self.find_alive(handle).await?, files).await
     }
 
     async fn stream_out(
@@ -131,33 +139,33 @@ impl Backend for Manager {
         user: &str,
         source: &str,
     ) -> Result<TarStream, Error> {
-        files::stream_out(&self.find(handle)?, user, source).await
+        files::stream_out(&self.find_alive(handle).await?, user, source).await
     }
 
     async fn properties(&self, handle: &Handle) -> Result<BTreeMap<String, String>, Error> {
-        Ok(properties(&*self.find(handle)?))
+        Ok(properties(self.record_of(handle)?))
     }
 
     async fn property(&self, handle: &Handle, key: &str) -> Result<Option<String>, Error> {
-        Ok(properties(&*self.find(handle)?).remove(key))
+        Ok(properties(self.record_of(handle)?).remove(key))
     }
 
     async fn set_property(&self, handle: &Handle, key: String, value: String) -> Result<(), Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
         Ok(container
             .change(|record| record.spec.properties.insert(key, value))
             .map(drop)?)
     }
 
     async fn remove_property(&self, handle: &Handle, key: &str) -> Result<(), Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
         Ok(container
             .change(|record| record.spec.properties.remove(key))
             .map(drop)?)
     }
 
     async fn grace_time(&self, handle: &Handle) -> Result<Option<Duration>, Error> {
-        Ok(self.find(handle)?.record().spec.grace_time)
+        Ok(self.record_of(handle)?.spec.grace_time)
     }
 
     async fn set_grace_time(
@@ -165,12 +173,12 @@ impl Backend for Manager {
         handle: &Handle,
         grace_time: Option<Duration>,
     ) -> Result<(), Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
         Ok(container.change(|record| record.spec.grace_time = grace_time)?)
     }
 
     async fn limits(&self, handle: &Handle) -> Result<Limits, Error> {
-        Ok(self.find(handle)?.record().spec.limits)
+        Ok(self.record_of(handle)?.spec.limits)
     }
 
     async fn limits_in_force(&self, handle: &Handle) -> Result<LimitsInForce, Error> {
@@ -189,14 +197,12 @@ impl Backend for Manager {
         }
     }
 
-    async fn net_in(&self, handle: &Handle, _: PortMapping) -> Result<PortMapping, Error> {
-        self.find(handle)?;
-        Err(no_network())
+    async fn net_in(&self, handle: &Handle, mapping: PortMapping) -> Result<PortMapping, Error> {
+        self.map_port(handle, mapping).await
     }
 
-    async fn net_out(&self, handle: &Handle, _: Vec<NetOutRule>) -> Result<(), Error> {
-        self.find(handle)?;
-        Err(no_network())
+    async fn net_out(&self, handle: &Handle, rules: Vec<NetOutRule>) -> Result<(), Error> {
+        self.open_to(handle, rules).await
     }
 
     async fn pull(
@@ -213,19 +219,40 @@ impl Backend for Manager {
     }
 
     async fn health(&self, handle: &Handle) -> Result<HealthStatus, Error> {
-        Ok(self.find(handle)?.checks.status())
+        Ok(self.find(handle).await?.checks.status())
     }
 
     async fn set_checks(&self, handle: &Handle, checks: Vec<CheckSpec>) -> Result<(), Error> {
-        self.find(handle)?.set_checks(checks)
+        self.find_alive(handle).await?.set_checks(checks)
     }
 
     async fn remove_check(&self, handle: &Handle, name: &str) -> Result<(), Error> {
-        self.remove_one_check(handle, name)
+        self.remove_one_check(handle, name).await
     }
 
     async fn events(&self, filter: EventFilter) -> Result<EventStream, Error> {
-        Ok(self.event_stream(filter))
+        Ok(self.event_stream(filter).await)
+    }
+
+    async fn logs(&self, handle: &Handle) -> Result<Vec<LogInfo>, Error> {
+        Ok(self.find(handle).await?.logs.list())
+    }
+
+    async fn log(
+        &self,
+        handle: &Handle,
+        process: &ProcessId,
+        follow: bool,
+    ) -> Result<LogStream, Error> {
+        let container = self.find(handle).await?;
+        let (directory, threads) = (container.dir.fd(), &self.services().files);
+        container.logs.read(directory, threads, process, follow)
+    }
+
+    async fn timeline(&self, handle: &Handle) -> Result<Timeline, Error> {
+        let services = self.services();
+        let read = services.timelines.read(&services.files, handle.as_str());
+        (read.await).ok_or_else(|| Error::ContainerNotFound(handle.clone()))
     }
 
     async fn teardown(&self) -> Result<TeardownStatus, Error> {
@@ -247,16 +274,10 @@ impl Manager {
     }
 }
 
-fn no_network() -> Error {
-    Error::Invalid(
-        "this server has no network to configure: its containers have a loopback only".to_owned(),
-    )
-}
-
 /// The user's properties and those that Garden itself keeps.
-fn properties(container: &Container) -> BTreeMap<String, String> {
-    let record = container.record();
-    let mut all = record.spec.properties;
+fn properties(record: ContainerRecord) -> BTreeMap<String, String> {
+    let mut all = record.network.shown();
+    all.extend(record.spec.properties);
     all.entry(STATE.to_owned())
         .or_insert_with(|| "created".to_owned());
     if let Some(grace_time) = record.spec.grace_time {

@@ -19,6 +19,7 @@ use crate::depot::ContainerRecord;
 use crate::events::EventKind;
 use crate::model::Handle;
 use crate::services::{Services, lock, process_state};
+use crate::timeline;
 
 /// How long one attempt waits for killed processes to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
@@ -53,6 +54,37 @@ pub(super) fn container_target(
     }
 }
 
+/// Marks the teardown of a pod whose container stays.
+const POD: &str = "-pod";
+
+/// What there is to take away of a container that is lost: all but its directory, which stays until
+/// somebody destroys it. A job of its own, so that the destroy's is none of its business: both do
+/// what is left to do.
+pub(crate) fn pod_target(services: &Services, handle: &Handle, record: &ContainerRecord) -> Target {
+    let mut target = container_target(services, handle, record);
+    target.instance.push_str(POD);
+    target.resources.records = vec![services.depot.container_path(handle)];
+    target
+}
+
+/// The instance whose things a job takes away.
+fn owner(target: &Target) -> &str {
+    let instance = target.instance.as_str();
+    instance.strip_suffix(POD).unwrap_or(instance)
+}
+
+/// The groups of a job, without those whose name is another container's by now.
+fn groups(services: &Services, target: &Target) -> Vec<PathBuf> {
+    let mut groups = target.resources.cgroups.clone();
+    if target.kind == Kind::Container {
+        groups.retain(|group| {
+            let name = group.to_str().unwrap_or_default();
+            !services.group_names.is_of_another(name, owner(target))
+        });
+    }
+    groups
+}
+
 impl Cleaner {
     fn tell(&self, job: &Job, kind: EventKind) {
         let (container, process) = (&job.target.container, job.target.process.as_deref());
@@ -61,9 +93,10 @@ impl Cleaner {
         let Some(services) = self.0.upgrade().filter(|_| !routine) else {
             return;
         };
-        let of = find(&services, container);
-        let log = of.as_deref().map(|container| &container.log);
-        services.events.publish(container, process, kind, log);
+        match find(&services, container) {
+            Some(of) => of.event_of(kind, process),
+            None => services.events.publish(container, process, kind, None),
+        }
     }
 }
 
@@ -74,17 +107,31 @@ impl Stages for Cleaner {
             .upgrade()
             .ok_or_else(|| StageError::message("the server is going down"))?;
         let target = &job.target;
-        match stage {
+        let (begun, timelines) = (timeline::begin(), services.timelines.clone());
+        let outcome = match stage {
             Stage::Kill => kill(services, target).await,
-            Stage::Network | Stage::Free => Ok(()),
+            Stage::Network => disconnect(services, target).await,
+            Stage::Free => Ok(()),
             Stage::Unmount => unmount(&services, target).await,
             Stage::Trash => trash(services, target).await,
             Stage::Cgroup => remove_cgroups(services, target).await,
             Stage::Records => remove_records(services, target).await,
+        };
+        let detail = if outcome.is_ok() { "" } else { "failed" };
+        // A pea's instance is not its container's.
+        let of = target.process.is_none().then_some(target.instance.as_str());
+        let of = (target.container.as_str(), target.process.as_deref(), of);
+        if !target.process.as_deref().is_some_and(checks::is_run) {
+            timelines.step(of, &format!("teardown: {stage}"), begun, detail);
         }
+        outcome
     }
 
     fn done(&self, job: &Job) {
+        let container = job.target.kind == Kind::Container && !job.target.instance.ends_with(POD);
+        if let (true, Some(services)) = (container, self.0.upgrade()) {
+            services.group_names.release(&job.target.instance);
+        }
         self.tell(job, EventKind::TeardownDone);
     }
 
@@ -96,7 +143,7 @@ impl Stages for Cleaner {
 
 /// Kills what is left in the cgroups and waits until it is gone.
 async fn kill(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
-    let groups = target.resources.cgroups.clone();
+    let groups = groups(&services, target);
     let kind = target.kind;
     let records = target.resources.records.clone();
     let owned = Arc::clone(&services);
@@ -126,6 +173,7 @@ fn kill_group(services: &Services, group: &Path) -> Result<(), StageError> {
     let deadline = std::time::Instant::now() + KILL_PATIENCE;
     loop {
         let left = services.cgroups.processes(&place);
+        left.iter().for_each(|pid| services.cgroups.thaw(*pid));
         let Some(first) = left.first() else {
             return Ok(());
         };
@@ -137,7 +185,7 @@ fn kill_group(services: &Services, group: &Path) -> Result<(), StageError> {
                 process_state(*first)
             )));
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -169,6 +217,20 @@ async fn end_shim(directory: &Path) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     tracing::warn!("a supervisor does not end; it will be asked again at the next start");
+}
+
+/// Takes the container's part of the network away. What it was is in its record, which is removed
+/// last.
+async fn disconnect(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
+    let (handle, instance) = (target.container.clone(), target.instance.clone());
+    on_own_thread("garden-unlink", move || {
+        let record = services.depot.gone_record(&instance);
+        let network = record.as_ref().map(|(_, record)| &record.network);
+        services.networks.disconnect(&handle, &instance, network)
+    })
+    .await
+    .map_err(|error| StageError::new("cannot start a thread", error))?
+    .map_err(|error| StageError::new("cannot take the network away", error))
 }
 
 /// Drops what refers to the mount, besides its processes.
@@ -207,7 +269,7 @@ async fn trash(services: Arc<Services>, target: &Target) -> Result<(), StageErro
 }
 
 async fn remove_cgroups(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
-    let groups = target.resources.cgroups.clone();
+    let groups = groups(&services, target);
     on_own_thread("garden-cgroup", move || {
         for group in &groups {
             let Some(place) = place_of(group) else {

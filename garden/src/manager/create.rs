@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! reserve the handle ─▶ record `creating` ─▶ ┬ root filesystem ┐
-//!                                            ├ cgroup          ├─▶ init ─▶ cpu share ─▶ record
-//!                                            └ shim            ┘                        `created`
+//!                                            ├ cgroup          ├─▶ init ─▶ network ─▶ cpu share
+//!                                            └ shim            ┘               ─▶ record `created`
 //! ```
 //!
 //! A failure anywhere hands what there is to the teardown queue, waits for it a while, and only
@@ -25,7 +25,7 @@ use crate::cgroup::{Group, Place};
 use crate::checks::{self, HealthRecord};
 use crate::container::exits::Exits;
 use crate::container::launch::{self, Passed, StartOrder};
-use crate::container::{self, Container, names, peas};
+use crate::container::{self, Container, INIT, names, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
 use crate::events::EventKind;
@@ -34,9 +34,8 @@ use crate::model::{ContainerSpec, Handle, ImageRef, ProcessId};
 use crate::roots::Root;
 use crate::runtime::shim::{self, Event, Shim};
 use crate::services::{Services, lock, new_instance, now_ms};
+use crate::timeline;
 
-/// The supervisor's name for the init.
-pub(super) const INIT: &str = "init";
 /// How long an error waits for the undo of what had been made.
 const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -69,6 +68,7 @@ impl Manager {
         }
         let image = self.image_of(&spec)?;
         services.cgroups.check(&spec.limits)?;
+        services.networks.check(&spec)?;
         spec.image = Some(image.clone());
         let checks = std::mem::take(&mut spec.checks);
         checks::spec::validate_all(&checks)?;
@@ -76,6 +76,7 @@ impl Manager {
             return Err(Error::HandleInUse(handle));
         };
         let instance = new_instance();
+        services.timelines.created(handle.as_str(), &instance);
         let cgroup = self.cgroup_name(&handle, &instance);
         let mut record = ContainerRecord::new(instance, cgroup, spec, now_ms());
         let described = services.take_ids(record.spec.privileged).and_then(|ids| {
@@ -104,6 +105,8 @@ impl Manager {
             }
             Err(error) => {
                 tracing::info!(%handle, error = error.report(), "container not created");
+                let timelines = &services.timelines;
+                timelines.event(handle.as_str(), None, &EventKind::Destroyed);
                 self.undo(&services, &handle, &record).await;
                 services.free_ids(&record);
                 Err(error)
@@ -135,7 +138,7 @@ impl Manager {
             return Ok(services.depot.reserve(handle)?);
         };
         // Counted and taken under one lock: parallel creates do not exceed the limit.
-        let _one_at_a_time = lock(&self.0.containers);
+        let _one_at_a_time = lock(&self.0.reserving);
         if services.depot.names()?.len() >= most {
             return Err(Error::Exhausted("max containers reached".to_owned()));
         }
@@ -143,19 +146,20 @@ impl Manager {
     }
 
     /// The handle, so that a person finds the group; with a suffix while the group of an earlier
-    /// container of this handle is still being removed.
+    /// container of this handle is still being removed. Claims the name.
     fn cgroup_name(&self, handle: &Handle, instance: &str) -> String {
-        if self
-            .services()
-            .cgroups
-            .exists(&Place::Container(handle.as_str()))
-        {
-            let suffix = instance
-                .get(instance.len().saturating_sub(8)..)
-                .unwrap_or(instance);
-            return format!("{handle}.{suffix}");
+        let services = self.services();
+        let is_there = services.cgroups.exists(&Place::Container(handle.as_str()));
+        if !is_there && services.group_names.claim(handle.as_str(), instance) {
+            return handle.as_str().to_owned();
         }
-        handle.as_str().to_owned()
+        let suffix = instance
+            .get(instance.len().saturating_sub(8)..)
+            .unwrap_or(instance);
+        let name = format!("{handle}.{suffix}");
+        // Nobody else comes to this name: half of it is used once only.
+        let _ = services.group_names.claim(&name, instance);
+        name
     }
 
     async fn make(
@@ -169,6 +173,7 @@ impl Manager {
         let privileged = record.spec.privileged;
         let (rootfs, ground, connected) = tokio::join!(
             stage(
+                (services, handle),
                 "rootfs",
                 services.make_rootfs(
                     &record.instance,
@@ -178,8 +183,16 @@ impl Manager {
                     record.spec.limits.disk
                 )
             ),
-            stage("cgroup", prepare_host(services, handle, record, &dir)),
-            stage("shim", spawn_shim(services, handle, record, &dir)),
+            stage(
+                (services, handle),
+                "cgroup",
+                prepare_host(services, handle, record, &dir)
+            ),
+            stage(
+                (services, handle),
+                "shim",
+                spawn_shim(services, handle, record, &dir)
+            ),
         );
         if let Ok(rootfs) = &rootfs {
             // From here on, whatever fails: its last close may have to write to the disk.
@@ -204,8 +217,10 @@ impl Manager {
             "/tmp/garden-init".to_owned(),
         ))?;
         let started = self.start_init(handle, record, &shim, rootfs, ground);
-        let pid = stage("init", started).await?;
+        let pid = stage((services, handle), "init", started).await?;
         let root = open_root(pid)?;
+        let connected = self.connect(handle, &dir, record, pid);
+        stage((services, handle), "network", connected).await?;
         let place = Place::Container(&record.cgroup);
         if services.cgroups.is_incomplete(&place, &record.spec.limits) {
             let cgroups = services.cgroups.clone();
@@ -221,6 +236,7 @@ impl Manager {
         let services = Arc::clone(services);
         let record = record.clone();
         let handle = handle.clone();
+        let root = Some(root);
         let container = Container::new(handle, dir, services, shim, exits, root, record, events);
         container::oom::watch(&container);
         Ok(container)
@@ -272,7 +288,7 @@ impl Manager {
             ids: &record.ids,
             binds: &binds,
             cgroup_tmpfs,
-            read_only: false,
+            read_only: record.spec.read_only,
             sysctls,
         };
         let process = ProcessInput {
@@ -316,9 +332,16 @@ fn copy_of_mount(rootfs: &Root) -> Result<OwnedFd, Error> {
 }
 
 /// Tells how long a stage took.
-async fn stage<T>(stage: &'static str, work: impl Future<Output = T>) -> T {
-    let begun = Instant::now();
+async fn stage<T, E>(
+    (services, handle): (&Services, &Handle),
+    stage: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let (begun, watch) = (Instant::now(), timeline::begin());
     let value = work.await;
+    let detail = if value.is_ok() { "" } else { "failed" };
+    let of = (handle.as_str(), None, None);
+    services.timelines.step(of, stage, watch, detail);
     tracing::debug!(
         stage,
         duration_us = begun.elapsed().as_micros(),
@@ -349,7 +372,7 @@ async fn prepare_host(
     let directory = dir.fd().try_clone_to_owned();
     let directory =
         directory.map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
-    let (hostname, ids) = (peas::hostname(handle), record.ids.clone());
+    let (handle, ids) = (handle.clone(), record.ids.clone());
     let shared = Arc::clone(services);
     let made = services.files.run(move || {
         let (place, devices) = (Place::Container(&name), Services::devices(privileged));
@@ -357,7 +380,7 @@ async fn prepare_host(
         let mut passed = Passed::default();
         let views = launch::cgroup_views(&shared.cgroups, &place, privileged);
         let binds = launch::open_binds(&views, 0, &mut passed)?;
-        names::make(directory.as_fd(), &hostname, on_host(&ids, 0).unwrap_or(0))?;
+        names::make(directory.as_fd(), &handle, on_host(&ids, 0).unwrap_or(0))?;
         let names = names::open(directory.as_fd(), binds.len(), &mut passed)?;
         let sysctls = shared.options.policy.sysctls(privileged, &ids)?;
         Ok::<_, Error>(Ground {

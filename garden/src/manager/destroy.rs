@@ -9,20 +9,19 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::create::INIT;
 use super::{Manager, cleaner};
-use crate::container::Container;
 use crate::container::groups::Groups;
+use crate::container::{Container, INIT, lost};
 use crate::depot::Phase;
 use crate::error::Error;
 use crate::events::EventKind;
 use crate::model::Handle;
-use crate::services::{lock, process_state};
+use crate::services::process_state;
 
-/// How long killed processes may take to be gone before the caller is told which does not.
-const DEATH_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the clients of dead processes may take to be told.
-const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(2);
+/// Killed processes that are still there after so long may be frozen.
+const FROZEN_AFTER: Duration = Duration::from_millis(20);
+/// Of how many processes that do not die the state is told.
+const TOLD: usize = 3;
 /// Rounds of SIGTERM before SIGKILL.
 const TERM_ROUNDS: u32 = 10;
 /// How long a round of SIGTERM waits for the processes to end.
@@ -40,7 +39,7 @@ impl Manager {
     /// process that cannot be killed, with its pid and state: then the container stays and the
     /// call can be repeated.
     pub async fn destroy_container(&self, handle: &Handle) -> Result<(), Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
         if !container.begin_destroy() {
             return Err(Error::BeingDestroyed(handle.clone()));
         }
@@ -51,7 +50,11 @@ impl Manager {
             let done = manager.destroy_uncancelled(&container).await;
             if done.is_err() {
                 container.destroy_failed();
-                container.reopen_checks();
+                if container.shim.is_dead() {
+                    lost::lose(&container, lost::Cause::Supervisor).await;
+                } else {
+                    container.reopen_checks();
+                }
             }
             done
         });
@@ -68,7 +71,8 @@ impl Manager {
         // the supervisor reports each.
         let init = container.exits.expect(INIT);
         let _ = container.shim.signal(INIT, 9).await;
-        let peas = container.peas().destroy(DEATH_PATIENCE);
+        let times = services.options.ending;
+        let peas = container.peas().destroy(times.death);
         let (stubborn, killed) = tokio::join!(peas, self.kill_groups(container));
         killed?;
         if !stubborn.is_empty() {
@@ -79,6 +83,7 @@ impl Manager {
         }
         drop(init);
         self.wait_for_exits(container).await;
+        container.log.close();
         services.depot.retire(&container.handle, &record.instance)?;
         let target = cleaner::container_target(services, &container.handle, &record);
         services.queue().enqueue(target);
@@ -92,37 +97,57 @@ impl Manager {
     /// Kills everything in the container's groups and waits until it is gone.
     async fn kill_groups(&self, container: &Arc<Container>) -> Result<(), Error> {
         let services = Arc::clone(self.services());
-        let container = Arc::clone(container);
+        let (handle, container) = (&container.handle, Arc::clone(container));
         let killed = self.services().files.run(move || {
             let groups = Groups::of(&container);
             groups.kill(&services.cgroups)?;
-            let deadline = Instant::now() + DEATH_PATIENCE;
+            let begun = Instant::now();
+            let mut thawed = false;
             loop {
                 let left = groups.processes(&services.cgroups);
-                if left.is_empty() || Instant::now() >= deadline {
+                let waited = begun.elapsed();
+                if left.is_empty() || waited >= services.options.ending.death {
                     return Ok::<_, crate::cgroup::CgroupError>(left);
+                }
+                if waited > FROZEN_AFTER && !thawed {
+                    thawed = true;
+                    left.iter().for_each(|pid| services.cgroups.thaw(*pid));
                 }
                 std::thread::sleep(Duration::from_micros(300));
             }
         });
         let left = killed.await??;
-        match left.first() {
-            None => Ok(()),
-            Some(pid) => Err(Error::host(
-                format!("process {pid} of the container does not die"),
-                format!(
-                    "it is in state {}; destroy again when what blocks it is gone",
-                    process_state(*pid)
-                ),
-            )),
-        }
+        let Some(first) = left.first() else {
+            return Ok(());
+        };
+        let states: Vec<_> = left
+            .iter()
+            .take(TOLD)
+            .map(|pid| format!("{pid} is in state {}", process_state(*pid)))
+            .collect();
+        Err(Error::host(
+            format!(
+                "process {first} of the container {handle} does not die{}",
+                match left.len() {
+                    1 => String::new(),
+                    more => format!(", and {} more", more - 1),
+                }
+            ),
+            format!(
+                "{}; destroy again when what blocks it is gone",
+                states.join(", ")
+            ),
+        ))
     }
 
     async fn wait_for_exits(&self, container: &Container) {
         for entry in container.processes() {
-            let mut exit = entry.exit();
+            let Some(mut exit) = entry.exit() else {
+                continue;
+            };
             let told = exit.wait_for(Option::is_some);
-            if tokio::time::timeout(ANNOUNCE_PATIENCE, told).await.is_err() {
+            let patience = self.services().options.ending.announcement;
+            if tokio::time::timeout(patience, told).await.is_err() {
                 tracing::warn!(handle = %container.handle, process = %entry.id, "its exit was not reported in time");
                 return;
             }
@@ -138,7 +163,10 @@ impl Manager {
     /// [`Error::ContainerNotFound`], [`Error::BeingDestroyed`], and when the record cannot be
     /// written.
     pub async fn stop_container(&self, handle: &Handle, kill: bool) -> Result<(), Error> {
-        let container = self.find(handle)?;
+        let container = self.find(handle).await?;
+        if container.is_lost() {
+            return Ok(());
+        }
         container.suspend_checks();
         let polite = if kill { 0 } else { TERM_ROUNDS };
         let mut left = Vec::new();
@@ -198,6 +226,6 @@ impl Manager {
                 tracing::warn!(%handle, error = error.report(), "a container is left behind");
             }
         }
-        lock(&self.0.containers).clear();
+        self.0.table.clear();
     }
 }

@@ -114,8 +114,8 @@ async fn find_user(container: &Arc<Container>, user: &str) -> Result<users::User
     let files = &container.services.files;
     let container = Arc::clone(container);
     let user = user.to_owned();
-    let found = files.run(move || users::resolve(container.root.as_fd(), &user));
-    Ok(found.await??)
+    let found = files.run(move || Ok(users::resolve(container.root()?, &user)?));
+    found.await?
 }
 
 /// What a packer sends. Its end is one only when the packer says that all was sent.

@@ -4,6 +4,7 @@
 //! a container.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use garden_peas::histogram::Durations;
 
@@ -13,6 +14,9 @@ use crate::container::Container;
 use crate::error::Error;
 use crate::events::{EventFilter, EventStream};
 use crate::model::Handle;
+
+/// How long the events of all containers wait for a server that has just been started.
+const RECALL_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Manager {
     /// Begins, or goes on with, the checks of a container.
@@ -39,8 +43,8 @@ impl Manager {
         }));
     }
 
-    pub(super) fn remove_one_check(&self, handle: &Handle, name: &str) -> Result<(), Error> {
-        if self.find(handle)?.remove_check(name)? {
+    pub(super) async fn remove_one_check(&self, handle: &Handle, name: &str) -> Result<(), Error> {
+        if self.find(handle).await?.remove_check(name)? {
             return Ok(());
         }
         Err(Error::Invalid(format!(
@@ -48,9 +52,17 @@ impl Manager {
         )))
     }
 
-    pub(super) fn event_stream(&self, filter: EventFilter) -> EventStream {
-        let named = filter.handle.as_deref().and_then(|name| name.parse().ok());
-        let container = named.and_then(|handle| self.find(&handle).ok());
+    pub(super) async fn event_stream(&self, filter: EventFilter) -> EventStream {
+        let named = filter.handle.as_deref().map(str::parse::<Handle>);
+        let container = match named {
+            Some(Ok(handle)) => self.find(&handle).await.ok(),
+            Some(Err(_)) => None,
+            // What is remembered of a container is known when it is taken up.
+            None => {
+                let _ = tokio::time::timeout(RECALL_PATIENCE, self.restored()).await;
+                None
+            }
+        };
         let log = container.as_deref().map(|container| &container.log);
         EventStream::open(&self.services().events, log, filter)
     }

@@ -20,7 +20,7 @@ impl Manager {
         handle: &Handle,
         change: LimitsChange,
     ) -> Result<Limits, Error> {
-        let container = self.find(handle)?;
+        let container = self.find_alive(handle).await?;
         // On a task of its own: a caller that goes away must not leave kernel and record apart.
         let task = tokio::spawn(async move { change_one(&container, change).await });
         task.await
@@ -32,7 +32,7 @@ impl Manager {
     /// # Errors
     /// [`Error::ContainerNotFound`].
     pub async fn limits_in_force(&self, handle: &Handle) -> Result<LimitsInForce, Error> {
-        let container = self.find(handle)?;
+        let container = self.find_alive(handle).await?;
         let record = container.record();
         let cgroups = self.services().cgroups.clone();
         let read = self

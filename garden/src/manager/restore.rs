@@ -1,90 +1,250 @@
-//! Finding everything again after a restart.
+//! Finding everything again after a restart, while serving.
 //!
-//! Containers whose record says `created` and whose supervisor answers are taken up with all
-//! their processes and peas. Everything else (half made, half destroyed, without a supervisor,
-//! root filesystems and cgroups that no record names) goes to the teardown queue. The server
-//! serves meanwhile.
+//! ```text
+//! survey (before the queue and the socket) ─▶ settle each record ─▶ serve
+//!                                                   │ in the background, a few at a time
+//!                                                   ├── take up what was usable
+//!                                                   └── when all are: sweep what nobody has
+//! ```
+//!
+//! - The survey only reads, and only small files on a tmpfs: which containers there are, and what of
+//!   ours is on the host at all ([`Leftovers`]). Handles, ids and cgroup names are taken from then on.
+//! - What was half made or half destroyed goes to the teardown queue at once: its handle is free.
+//! - What was usable is listed at once, and taken up (`take_up.rs`) in the background. A call for
+//!   one that is not yet waits for this one, at most [`PATIENCE`].
+//! - One whose supervisor does not answer is lost: it stays listed, in that state, until somebody
+//!   destroys it (`container/lost.rs`).
+//! - What no record names is swept last (`sweep.rs`, whose head argues why a create that runs
+//!   meanwhile has nothing to fear).
+//!
+//! Nothing here may take longer before serving because there is more to clean up.
 
-use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use garden_peas::Found;
-use garden_peas::parts::PeaName;
 use garden_peas::teardown::{Kind as JobKind, Resources, Target};
-use garden_wire::{Kind, ProcessState};
-use tokio::sync::watch;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
-use super::create::{INIT, open_root};
-use super::run::{exit_of, follow_exec, follow_pea};
+use super::sweep::{Known, Leftovers};
+use super::table::{Promise, Seat};
 use super::{Manager, cleaner};
-use crate::container::exits::{self, Exits};
-use crate::container::peas::{self, PeaProcess};
-use crate::container::process::ProcessEntry;
-use crate::container::{Container, launch};
+use crate::container::{Container, peas};
 use crate::depot::{ContainerDir, ContainerRecord, Phase, ProcessRecord};
 use crate::error::Error;
-use crate::events::EventKind;
 use crate::model::{ContainerSpec, Handle};
-use crate::runtime::shim::Shim;
 use crate::services::{Services, new_instance, now_ms};
 
-impl Manager {
-    pub(super) async fn restore(&self) -> Result<(), Error> {
-        for name in self.services().depot.names()? {
-            match name.parse::<Handle>() {
-                Ok(handle) => self.restore_one(&handle).await?,
-                Err(error) => {
-                    tracing::warn!(name, %error, "not a container; left alone");
+/// How many containers are taken up at a time.
+const AT_A_TIME: usize = 16;
+/// How long a call waits for a container that is not taken up yet. A supervisor that does not answer
+/// is given up before.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What an earlier server left, as far as it can be read without asking anybody.
+pub(super) struct Survey {
+    found: Vec<Found>,
+    leftovers: Leftovers,
+}
+
+struct Found {
+    handle: Handle,
+    dir: ContainerDir,
+    /// `None` when the directory was made, but not described yet: nothing else existed by then.
+    record: Option<ContainerRecord>,
+}
+
+impl Survey {
+    /// Looks. Blocks on small files.
+    pub(super) fn read(services: &Services) -> Result<Self, Error> {
+        // Before the records: what there is now and no record read from here on names is nobody's.
+        let leftovers = Leftovers::list(services)?;
+        let mut found = Vec::new();
+        for name in services.depot.names()? {
+            let opened = name
+                .parse::<Handle>()
+                .map_err(|error| error.to_string())
+                .and_then(|handle| {
+                    let dir = services.depot.container(&handle);
+                    dir.map(|dir| (handle, dir))
+                        .map_err(|error| crate::error::report(&error))
+                });
+            match opened {
+                Ok((handle, dir)) => {
+                    let record = dir.read();
+                    if let Some(record) = &record {
+                        services.claim_ids(record);
+                        // Two records that name one group would be a fault of an earlier server;
+                        // the first has it, and the other's teardown keeps away from it.
+                        let _ = services.group_names.claim(&record.cgroup, &record.instance);
+                    }
+                    found.push(Found {
+                        handle,
+                        dir,
+                        record,
+                    });
                 }
+                Err(error) => tracing::warn!(name, error, "not a container; left alone"),
             }
         }
-        self.sweep().await
+        Ok(Self { found, leftovers })
+    }
+}
+
+impl Manager {
+    /// Settles what was found: afterwards every handle is known or free, and the rest goes on in the
+    /// background.
+    pub(super) fn restore(&self, survey: Survey) {
+        let known = Arc::new(Known::default());
+        let mut usable = Vec::new();
+        for Found {
+            handle,
+            dir,
+            record,
+        } in survey.found
+        {
+            let record = record.unwrap_or_else(|| undescribed(&handle));
+            known.add_container(&record);
+            if matches!(record.phase, Phase::Created | Phase::Lost) {
+                let promise = self.0.table.expect(handle.clone(), record.clone());
+                usable.push((handle, dir, record, promise));
+            } else {
+                self.abandon(&handle, &dir, &record);
+            }
+        }
+        let manager = self.clone();
+        let leftovers = survey.leftovers;
+        tokio::spawn(async move {
+            manager.take_up_all(usable, &known).await;
+            manager.sweep(leftovers, known).await;
+            manager.0.restored.send_replace(true);
+        });
     }
 
-    async fn restore_one(&self, handle: &Handle) -> Result<(), Error> {
-        let dir = self.services().depot.container(handle)?;
-        let Some(record) = dir.read() else {
-            // Made, but not yet described: nothing else existed by then.
-            let record = ContainerRecord::new(
-                new_instance(),
-                handle.to_string(),
-                ContainerSpec::default(),
-                now_ms(),
-            );
-            return self.abandon(handle, &record);
-        };
-        if record.phase != Phase::Created {
-            return self.abandon(handle, &record);
+    async fn take_up_all(
+        &self,
+        usable: Vec<(Handle, ContainerDir, ContainerRecord, Promise)>,
+        known: &Arc<Known>,
+    ) {
+        let places = Arc::new(Semaphore::new(AT_A_TIME));
+        let mut tasks = JoinSet::new();
+        for (handle, dir, record, promise) in usable {
+            let (manager, known) = (self.clone(), Arc::clone(known));
+            let places = Arc::clone(&places);
+            tasks.spawn(async move {
+                // It is never closed.
+                let _place = places.acquire_owned().await;
+                let container = manager.take_up_or_lose(&handle, dir, record, &known).await;
+                manager.insert(Arc::clone(&container));
+                drop(promise);
+                if !container.is_lost() {
+                    manager.open_checks(&container);
+                }
+            });
         }
-        match self.take_up(handle, dir, record.clone()).await {
-            Ok(()) => Ok(()),
+        while let Some(done) = tasks.join_next().await {
+            if let Err(error) = done {
+                tracing::error!(%error, "taking up a container failed; the next start tries again");
+            }
+        }
+    }
+
+    async fn take_up_or_lose(
+        &self,
+        handle: &Handle,
+        dir: ContainerDir,
+        record: ContainerRecord,
+        known: &Known,
+    ) -> Arc<Container> {
+        let processes = dir.read_processes();
+        known.add_processes(&processes);
+        if record.phase == Phase::Lost {
+            let lost = self.take_up_lost(handle, dir, record, processes, false);
+            return lost.await;
+        }
+        match self.reach(&dir).await {
+            Ok(reached) => self.take_up(handle, dir, record, processes, reached).await,
             Err(error) => {
-                tracing::error!(%handle, error = error.report(), "container lost; cleaning up");
-                self.abandon(handle, &record)
+                tracing::error!(%handle, error = error.report(), "cannot take up the container");
+                self.take_up_lost(handle, dir, record, processes, true)
+                    .await
             }
         }
     }
 
-    /// Hands what a container left to the teardown queue.
-    fn abandon(&self, handle: &Handle, record: &ContainerRecord) -> Result<(), Error> {
+    /// A container that can be used or asked about; one that is not taken up yet is waited for.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`]; that it is not taken up in time.
+    pub(crate) async fn find(&self, handle: &Handle) -> Result<Arc<Container>, Error> {
+        let not_found = || Error::ContainerNotFound(handle.clone());
+        let awaited = match self.0.table.look(handle).ok_or_else(not_found)? {
+            Seat::Ready(container) => return Ok(container),
+            Seat::Awaited(awaited) => awaited,
+        };
+        let _ = tokio::time::timeout(PATIENCE, awaited.settled()).await;
+        match self.0.table.look(handle).ok_or_else(not_found)? {
+            Seat::Ready(container) => Ok(container),
+            Seat::Awaited(_) => Err(Error::host(
+                format!("cannot use the container {handle}"),
+                "the server has just been started and has not taken it up yet: try again",
+            )),
+        }
+    }
+
+    /// The same, for what needs its processes.
+    ///
+    /// # Errors
+    /// As [`Manager::find`]; [`Error::ContainerLost`].
+    pub(crate) async fn find_alive(&self, handle: &Handle) -> Result<Arc<Container>, Error> {
+        let container = self.find(handle).await?;
+        container.expect_alive()?;
+        Ok(container)
+    }
+
+    /// What the record of a container says, also of one that is not taken up yet.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`].
+    pub(super) fn record_of(&self, handle: &Handle) -> Result<ContainerRecord, Error> {
+        let seat = self.0.table.look(handle);
+        seat.map(|seat| seat.record())
+            .ok_or_else(|| Error::ContainerNotFound(handle.clone()))
+    }
+
+    /// Waits until everything that an earlier server left is taken up or on its way to be removed.
+    pub async fn restored(&self) {
+        // The sender is part of the manager: it cannot be gone.
+        let _ = self.0.restored.subscribe().wait_for(|done| *done).await;
+    }
+
+    /// Hands what a container left to the teardown queue, and frees its handle.
+    fn abandon(&self, handle: &Handle, dir: &ContainerDir, record: &ContainerRecord) {
         let services = self.services();
-        for process in services.depot.container(handle)?.read_processes() {
+        for process in dir.read_processes() {
             if process.pea || process.check {
                 self.abandon_pea(handle, record, &process);
             }
         }
-        services.depot.retire(handle, &record.instance)?;
+        if let Err(error) = services.depot.retire(handle, &record.instance) {
+            let error = crate::error::report(&error);
+            tracing::error!(%handle, error, "cannot free the handle of a container; the next start tries again");
+        }
         if !services.queue().has(&record.instance) {
             services
                 .queue()
                 .enqueue(cleaner::container_target(services, handle, record));
         }
-        Ok(())
+        services.free_ids(record);
     }
 
     /// Hands what a pea, or a run of a health check, left to the teardown queue.
-    fn abandon_pea(&self, handle: &Handle, record: &ContainerRecord, process: &ProcessRecord) {
+    pub(super) fn abandon_pea(
+        &self,
+        handle: &Handle,
+        record: &ContainerRecord,
+        process: &ProcessRecord,
+    ) {
         let services = self.services();
         if services.queue().has(&process.instance) {
             return;
@@ -103,226 +263,10 @@ impl Manager {
             },
         });
     }
-
-    async fn take_up(
-        &self,
-        handle: &Handle,
-        dir: ContainerDir,
-        record: ContainerRecord,
-    ) -> Result<(), Error> {
-        let (shim, states, events) = Shim::connect(dir.fd()).await?;
-        let init = states
-            .iter()
-            .find(|state| state.id == INIT && state.exit.is_none())
-            .ok_or_else(|| Error::host("the container is not running", "its init has ended"))?;
-        let root = open_root(init.pid)?;
-        self.services().claim_ids(&record);
-        let exits = Exits::new();
-        let _ = exits.expect(INIT);
-        let records = dir.read_processes();
-        // Expected before the supervisor's next word is heard, so that no exit falls between.
-        let expected: Vec<_> = records
-            .iter()
-            .map(|process| exits.expect(&process.instance))
-            .collect();
-        let container = Container::new(
-            handle.clone(),
-            dir,
-            Arc::clone(self.services()),
-            shim,
-            exits,
-            root,
-            record,
-            events,
-        );
-        for (process, exit) in records.into_iter().zip(expected) {
-            if process.instance != INIT {
-                let state = states.iter().find(|state| state.id == process.instance);
-                self.take_up_process(&container, process, state, exit).await;
-            }
-        }
-        super::limits::settle(&container).await;
-        crate::container::oom::watch(&container);
-        tracing::info!(%handle, processes = states.len(), "container found");
-        self.insert(Arc::clone(&container));
-        container.event(EventKind::Found, None);
-        self.open_checks(&container);
-        Ok(())
-    }
-
-    async fn take_up_process(
-        &self,
-        container: &Arc<Container>,
-        process: ProcessRecord,
-        state: Option<&ProcessState>,
-        exit: watch::Receiver<Option<garden_wire::ExitRecord>>,
-    ) {
-        let queue = self.services().queue();
-        if (process.pea || process.check) && queue.has(&process.instance) {
-            return;
-        }
-        if process.check {
-            // Nobody waits for what it would say: its check is made anew.
-            self.abandon_pea(&container.handle, &container.record(), &process);
-            if state.is_some_and(|state| state.exit.is_none()) {
-                let shim = container.shim.clone();
-                tokio::spawn(async move {
-                    exits::wait(exit).await;
-                    let _ = shim.forget(&process.instance).await;
-                });
-            }
-            return;
-        }
-        let Some(state) = state else {
-            if let Some(record) = container.dir.read_exit(&process.instance)
-                && !process.pea
-            {
-                // It has ended, and its supervisor was told to forget it.
-                let entry = ProcessEntry::new(
-                    process.id.clone(),
-                    process.instance.clone(),
-                    false,
-                    process.path.clone(),
-                );
-                entry.announce(exit_of(&record)).await;
-                let _ = container.reserve(&entry);
-                return;
-            }
-            // It was about to be started when the server died.
-            container.exits.forget(&process.instance);
-            if process.pea {
-                self.abandon_pea(&container.handle, &container.record(), &process);
-            } else {
-                container.dir.remove_process(&process.instance);
-            }
-            return;
-        };
-        if let Some(record) = &state.exit {
-            container.exits.ended(record.clone());
-        }
-        let entry = ProcessEntry::new(
-            process.id.clone(),
-            process.instance.clone(),
-            process.pea,
-            process.path.clone(),
-        );
-        match launch::kept(&container.shim, &process.instance).await {
-            Ok(streams) => entry.started(state.pid, streams),
-            Err(error) => {
-                tracing::warn!(process = %process.id, error = error.report(), "its streams are lost");
-            }
-        }
-        if let Err(error) = container.reserve(&entry) {
-            tracing::warn!(process = %process.id, error = error.report(), "found twice");
-        }
-        if state.kind == Kind::Pea {
-            self.adopt(container, &entry, &process, state.pid, exit);
-        } else {
-            follow_exec(container, &entry, exit);
-        }
-    }
-
-    fn adopt(
-        &self,
-        container: &Arc<Container>,
-        entry: &Arc<ProcessEntry>,
-        process: &ProcessRecord,
-        pid: u32,
-        exit: watch::Receiver<Option<garden_wire::ExitRecord>>,
-    ) {
-        let record = container.record();
-        let found = Found {
-            name: PeaName {
-                container: container.handle.to_string(),
-                process: process.id.to_string(),
-            },
-            instance: process.instance.clone(),
-            resources: peas::resources(
-                container,
-                &record.cgroup,
-                &process.instance,
-                process.own_limits,
-            ),
-            process: PeaProcess {
-                pid,
-                instance: process.instance.clone(),
-                shim: container.shim.clone(),
-                exit,
-            },
-        };
-        match container.peas().adopt(found) {
-            Ok(pea) => follow_pea(container, entry, pea, process.own_limits),
-            Err(error) => tracing::warn!(process = %process.id, %error, "pea not taken up"),
-        }
-    }
-
-    /// Takes away what no record names.
-    async fn sweep(&self) -> Result<(), Error> {
-        let services = Arc::clone(self.services());
-        let mut known: HashSet<String> = HashSet::new();
-        let mut groups: HashSet<String> =
-            HashSet::from(["privileged".into(), "unprivileged".into()]);
-        for container in self.all() {
-            let record = container.record();
-            known.insert(record.instance);
-            groups.insert(record.cgroup);
-            for process in container.processes() {
-                known.insert(process.instance.clone());
-                groups.insert(process.instance.clone());
-            }
-        }
-        let sweep = self.services().images.run(move || {
-            let queue = services.queue();
-            let jobs = queue.snapshot().jobs;
-            let busy: HashSet<&str> = jobs.iter().map(|job| job.container.as_str()).collect();
-            let store = services.roots.store();
-            // Those of `garden rootfs` are others'.
-            let owned = |id: &str| known.contains(id) || queue.has(id) || store.is_for_host(id);
-            for id in store.retain(owned)? {
-                tracing::info!(rootfs = id, "root filesystem without an owner");
-            }
-            for name in services.depot.gone_names()? {
-                if !queue.has(&name) {
-                    // Retired, but its job was not on file yet. Its supervisor may still live.
-                    queue.enqueue(orphan(&services, name));
-                }
-            }
-            for group in services.cgroups.names() {
-                let in_use = groups.contains(&group)
-                    || queue.has(&group)
-                    || busy.iter().any(|handle| belongs(&group, handle));
-                if !in_use {
-                    tracing::info!(group, "cgroup without an owner");
-                    // What lives in it may take its time to die; serving does not wait for that.
-                    queue.enqueue(orphan(&services, group));
-                }
-            }
-            Ok::<_, Error>(())
-        });
-        sweep.await?
-    }
 }
 
-/// What a name without a record may stand for: a retired directory, a cgroup, a root filesystem.
-/// Whatever of these there is goes.
-fn orphan(services: &Services, name: String) -> Target {
-    Target {
-        kind: JobKind::Container,
-        container: name.clone(),
-        process: None,
-        resources: Resources {
-            cgroups: vec![PathBuf::from(&name)],
-            rootfs: Some(name.clone()),
-            records: vec![services.depot.gone(&name)],
-            ..Resources::default()
-        },
-        instance: name,
-    }
-}
-
-/// Whether a cgroup is one that a container of this handle may have: see `Manager::cgroup_name`.
-fn belongs(group: &str, handle: &str) -> bool {
-    group
-        .strip_prefix(handle)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+/// Stands for the record of a container that was never described.
+fn undescribed(handle: &Handle) -> ContainerRecord {
+    let spec = ContainerSpec::default();
+    ContainerRecord::new(new_instance(), handle.to_string(), spec, now_ms())
 }

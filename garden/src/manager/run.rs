@@ -1,6 +1,5 @@
 //! Running processes and peas in a container.
 
-use std::os::fd::AsFd as _;
 use std::sync::{Arc, OnceLock};
 
 use garden_peas::parts::{Order, PeaName};
@@ -20,11 +19,12 @@ use crate::container::{Container, exits, oom};
 use crate::depot::{ContainerRecord, ProcessRecord};
 use crate::error::Error;
 use crate::events::EventKind;
+use crate::logs::{self, LogInfo};
 use crate::metrics::Seat;
 use crate::model::{Exit, Handle, Limits, ProcessId, ProcessSpec};
 use crate::process::Attachment;
 use crate::services::{self, Services, new_instance};
-use crate::{env, users};
+use crate::{env, timeline, users};
 
 impl Manager {
     /// Starts a process, or a pea if the specification has an image.
@@ -37,7 +37,7 @@ impl Manager {
         handle: &Handle,
         spec: ProcessSpec,
     ) -> Result<Attachment, Error> {
-        let container = self.find(handle)?;
+        let container = self.find_alive(handle).await?;
         if container.is_destroying() {
             return Err(Error::BeingDestroyed(handle.clone()));
         }
@@ -61,6 +61,7 @@ impl Manager {
             ));
         }
         self.services().cgroups.check(&peas::limits(&spec))?;
+        logs::check(spec.log_bytes)?;
         // On a task of its own: what has begun to start is either known or undone, whatever
         // becomes of the caller.
         let task = tokio::spawn(start(container, spec));
@@ -72,8 +73,12 @@ impl Manager {
     ///
     /// # Errors
     /// [`Error::ContainerNotFound`], [`Error::ProcessNotFound`].
-    pub fn attach_process(&self, handle: &Handle, id: &ProcessId) -> Result<Attachment, Error> {
-        let container = self.find(handle)?;
+    pub async fn attach_process(
+        &self,
+        handle: &Handle,
+        id: &ProcessId,
+    ) -> Result<Attachment, Error> {
+        let container = self.find(handle).await?;
         let entry = container
             .process(id)
             .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
@@ -100,6 +105,7 @@ pub(crate) async fn start_known(
 ) -> Result<(Arc<ProcessEntry>, Attachment), Error> {
     let id = spec.id.clone().unwrap_or_else(ProcessId::generate);
     let (pea, check) = (spec.is_pea(), spec.check);
+    let (log_bytes, begun) = (spec.log_bytes, timeline::begin());
     let entry = ProcessEntry::new(id, new_instance(), pea, spec.path.clone());
     container.reserve(&entry)?;
     let started = if pea {
@@ -107,6 +113,16 @@ pub(crate) async fn start_known(
     } else {
         start_exec(&container, &entry, spec).await
     };
+    if started.is_ok() {
+        // Before anybody attaches, which is when output is read at first: the log has all of it.
+        if let (Some(bytes), Some(outputs)) = (log_bytes, entry.listen(false)) {
+            keep_log(&container, &entry, bytes, outputs);
+        }
+        if !check {
+            let of = (container.handle.as_str(), Some(entry.id.as_str()), None);
+            container.services.timelines.step(of, "start", begun, "");
+        }
+    }
     let attachment = started.and_then(|()| {
         entry
             .attach(&container.shim)
@@ -123,6 +139,26 @@ pub(crate) async fn start_known(
         }
     }
     Ok((entry, attachment?))
+}
+
+/// Has the output of a process kept.
+pub(super) fn keep_log(
+    container: &Container,
+    entry: &ProcessEntry,
+    bytes: u64,
+    outputs: logs::Outputs,
+) {
+    let info = LogInfo {
+        process: entry.id.clone(),
+        pea: entry.pea,
+        since_ms: services::now_ms(),
+        over: false,
+    };
+    let wanted = (entry.instance.as_str(), info, bytes);
+    let (directory, threads) = (container.dir.fd(), &container.services.files);
+    if let Err(error) = container.logs.record(directory, threads, wanted, outputs) {
+        tracing::warn!(process = %entry.id, %error, "a process's output is not kept");
+    }
 }
 
 async fn start_exec(
@@ -198,12 +234,16 @@ pub(super) fn follow_exec(
             if let (true, Some(container)) = (record.out_of_memory, container.upgrade()) {
                 tell_out_of_memory(&container, &entry, false).await;
             }
+            if exits::is_unknown(&record) {
+                return entry.lose();
+            }
             entry.announce(exit_of(&record)).await;
             if let Some(container) = container.upgrade() {
                 let (code, oom) = (record.code, record.out_of_memory);
                 container.event(EventKind::Exited { code, oom }, Some(&entry.id));
             }
             log_exit(&entry, &record);
+            tell_timeline(container.upgrade().as_deref(), &entry, &record);
             let forgotten = container
                 .upgrade()
                 .is_some_and(|container| container.forget_waited(&entry));
@@ -227,6 +267,9 @@ fn follow_check(
     tokio::spawn(async move {
         if let Some(record) = exits::wait(exit).await {
             tear_down_check(&container, &entry);
+            if exits::is_unknown(&record) {
+                return entry.lose();
+            }
             entry.reaped(record.exited_at_ns);
             entry.announce(exit_of(&record)).await;
         }
@@ -263,7 +306,7 @@ async fn prepare(
     let (cgroup, limits) = (record.cgroup.clone(), record.spec.limits.clone());
     let devices = Services::devices(record.spec.privileged);
     let prepared = files.run(move || {
-        let user = users::resolve(container.root.as_fd(), user.as_deref().unwrap_or_default())?;
+        let user = users::resolve(container.root()?, user.as_deref().unwrap_or_default())?;
         let group = match &instance {
             None => services.cgroups.open_container(&cgroup, &limits, devices)?,
             Some(instance) => {
@@ -357,6 +400,9 @@ pub(super) fn follow_pea(
             if let (Some(container), true) = (&container, record.out_of_memory) {
                 tell_out_of_memory(container, &entry, own_limits).await;
             }
+            if exits::is_unknown(&record) {
+                return entry.lose();
+            }
             entry.reaped(record.exited_at_ns);
             entry.announce(exit_of(&record)).await;
             let told = container
@@ -367,6 +413,9 @@ pub(super) fn follow_pea(
                 container.event(EventKind::PeaExited { code, oom }, Some(&entry.id));
             }
             log_exit(&entry, &record);
+            if told.is_some() {
+                tell_timeline(container.as_deref(), &entry, &record);
+            }
             if let Some(container) = container {
                 container.forget_waited(&entry);
             }
@@ -382,11 +431,20 @@ async fn tell_out_of_memory(container: &Arc<Container>, entry: &ProcessEntry, ow
     }
 }
 
+fn tell_timeline(container: Option<&Container>, entry: &ProcessEntry, record: &ExitRecord) {
+    if let Some(container) = container {
+        let timelines = &container.services.timelines;
+        let (handle, process) = (container.handle.as_str(), entry.id.as_str());
+        timelines.told(handle, process, record.exited_at_ns);
+    }
+}
+
 /// How long it took from the moment the supervisor reaped it until all attachments knew.
 fn log_exit(entry: &ProcessEntry, record: &ExitRecord) {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let exited = std::time::Duration::from_nanos(record.exited_at_ns);
     let took = now.unwrap_or_default().saturating_sub(exited);
+    crate::metrics::exit_told().record(took);
     tracing::debug!(
         process = %entry.id,
         pea = entry.pea,

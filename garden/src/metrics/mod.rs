@@ -8,16 +8,29 @@
 mod peas;
 pub(crate) mod throttle;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 pub(crate) use peas::{PeaIndex, Seat};
 
+use garden_peas::histogram::Histogram;
+
 use crate::cgroup::{Place, Usage};
 use crate::container::Container;
 use crate::container::peas as pod;
-use crate::model::{Metrics, ProcessId};
+use crate::error::Error;
+use crate::model::{Metrics, NetworkMetrics, ProcessId};
+use crate::network::NetworkRecord;
 use crate::services::{Services, now_ms};
+
+/// From the moment a supervisor reaped a process until all its clients were told, of this process's
+/// whole life.
+static EXIT_TOLD: LazyLock<Histogram> = LazyLock::new(Histogram::default);
+
+/// How long exits take to be told.
+pub(crate) fn exit_told() -> &'static Histogram {
+    &EXIT_TOLD
+}
 
 /// Measures a container with everything in it.
 pub(crate) async fn of_container(container: &Container) -> Metrics {
@@ -29,7 +42,17 @@ pub(crate) async fn of_container(container: &Container) -> Metrics {
     });
     let age = Duration::from_millis(now_ms().saturating_sub(record.created_ms));
     let shares = record.spec.limits.cpu_shares.unwrap_or_default();
-    let mut metrics = measured(services, &record.instance, usage).await;
+    let (mut metrics, network) = tokio::join!(
+        measured(services, &record.instance, usage),
+        network(services, record.network)
+    );
+    match network {
+        Ok(network) => metrics.network = network,
+        Err(error) => {
+            tracing::warn!(error = error.report(), "no metrics of a network");
+            metrics.missing.push("network".to_owned());
+        }
+    }
     metrics.age = age;
     metrics.cpu_entitlement = services.entitlement(shares, age);
     metrics
@@ -59,6 +82,14 @@ async fn usage(
         tracing::error!(%panicked, "no metrics of a group");
         Usage::default()
     })
+}
+
+async fn network(
+    services: &Services,
+    record: NetworkRecord,
+) -> Result<Option<NetworkMetrics>, Error> {
+    let networks = services.networks.clone();
+    services.meters.run(move || networks.usage(&record)).await?
 }
 
 async fn measured(

@@ -74,13 +74,18 @@ impl Output {
 
     /// A new attachment: gets everything from now on.
     pub(crate) fn subscribe(&self) -> mpsc::Receiver<Bytes> {
+        let receiver = self.join();
+        self.state.send_modify(|state| state.wanted = true);
+        receiver
+    }
+
+    /// One more that listens, for whom alone nothing is read.
+    pub(crate) fn join(&self) -> mpsc::Receiver<Bytes> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let mut audience = self.audience();
         if !audience.over {
             audience.members.push(sender);
         }
-        drop(audience);
-        self.state.send_modify(|state| state.wanted = true);
         receiver
     }
 

@@ -36,18 +36,21 @@ type Waiting = HashMap<u64, oneshot::Sender<Reply>>;
 pub struct Shim(Arc<Inner>);
 
 struct Inner {
-    socket: Arc<PacketSocket>,
+    /// `None` when it was dead from the beginning.
+    socket: Option<Arc<PacketSocket>>,
     sequence: AtomicU64,
     /// `None` once the connection has ended: whoever asks then is told at once.
     waiting: Arc<Mutex<Option<Waiting>>>,
-    reader: tokio::task::AbortHandle,
+    reader: Option<tokio::task::AbortHandle>,
     /// What it understands.
     protocol: AtomicU32,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.reader.abort();
+        if let Some(reader) = &self.reader {
+            reader.abort();
+        }
     }
 }
 
@@ -89,6 +92,17 @@ fn address(directory: BorrowedFd<'_>) -> std::io::Result<SocketAddrUnix> {
 }
 
 impl Shim {
+    /// Stands for a shim that is known to be dead: whoever asks it is told so.
+    pub(crate) fn dead() -> Self {
+        Self(Arc::new(Inner {
+            socket: None,
+            sequence: AtomicU64::new(0),
+            waiting: Arc::new(Mutex::new(None)),
+            reader: None,
+            protocol: AtomicU32::new(0),
+        }))
+    }
+
     /// Connects and exchanges versions. Returns what the shim knows of its processes, and the
     /// channel on which its events will come.
     ///
@@ -108,10 +122,10 @@ impl Shim {
         let reader =
             tokio::spawn(read(Arc::clone(&socket), Arc::clone(&waiting), events)).abort_handle();
         let shim = Self(Arc::new(Inner {
-            socket,
+            socket: Some(socket),
             sequence: AtomicU64::new(0),
             waiting,
-            reader,
+            reader: Some(reader),
             protocol: AtomicU32::new(0),
         }));
         let hello = shim.ask(Request::Hello { protocol: PROTOCOL }, &[]);
@@ -136,6 +150,11 @@ impl Shim {
             )),
             answer => Err(out_of_step(&answer)),
         }
+    }
+
+    /// Whether it is known to be gone.
+    pub(crate) fn is_dead(&self) -> bool {
+        lock(&self.0.waiting).is_none()
     }
 
     /// Starts a process. Returns its pid and, if it has a terminal, the terminal's master.
@@ -300,8 +319,8 @@ impl Shim {
             None => return Err(gone()),
         };
         let envelope = Envelope { sequence, request };
-        self.0
-            .socket
+        let socket = self.0.socket.as_ref().ok_or_else(gone)?;
+        socket
             .send(&envelope, descriptors)
             .await
             .map_err(|_| gone())?;

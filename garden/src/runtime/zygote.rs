@@ -123,6 +123,8 @@ impl Running {
         let child = command(options, theirs)
             .spawn()
             .map_err(failed("cannot start the supervisor program"))?;
+        // Before it is asked for anything, so every shim inherits it.
+        crate::nofile::restore_for(&child).map_err(failed("cannot limit the open files of"))?;
         let socket = PacketSocket::new(ours).map_err(failed("cannot use the socket of"))?;
         let running = Self { child, socket };
         let ready = running

@@ -62,6 +62,10 @@ impl Ahead {
 
     /// Begins mounts until it is stopped.
     pub(crate) fn work(&self, mounter: &Mounter) {
+        // What woke it is a create, which is not to wait for it on its own processor.
+        if let Err(error) = garden_sys::priority::make_batch() {
+            tracing::debug!(%error, "mounts are begun ahead with a normal priority");
+        }
         while let Some(stack) = self.next() {
             if let Err(failed) = mounter.prepare(&stack) {
                 // The next create does it again, and tells its caller.

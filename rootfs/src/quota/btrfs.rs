@@ -62,7 +62,7 @@ pub(super) fn bytes(top: &OwnedFd) -> io::Result<Option<u64>> {
     Ok(qgroup.map(|qgroup| qgroup.referenced))
 }
 
-/// Accounts of subvolumes that were removed, which the kernel keeps.
+/// Accounts of subvolumes that were removed, or seem to be, which the kernel keeps.
 ///
 /// Old kernels keep them for ever, new ones remove them with the rest; neither lets them be removed
 /// by hand while the subvolume is still being removed in the background.
@@ -99,16 +99,43 @@ impl Stale {
         }
     }
 
+    /// Forgets all accounts of subvolumes that are gone, as after a crash: numbers are never used
+    /// again, so whosever they were, they are nobody's. Gives how many; what cannot be judged yet
+    /// is left for [`Stale::forget`].
+    pub(super) fn sweep(&self, at: &OwnedFd) -> io::Result<usize> {
+        let (mut forgotten, mut from) = (0, FIRST);
+        for _ in 0..MOST_SWEPT {
+            let Some(number) = btrfs::next_qgroup(at, from)? else {
+                break;
+            };
+            if !btrfs::is_known(at, number)? {
+                if forget(at, number) {
+                    forgotten += 1;
+                } else {
+                    self.lock().insert(number);
+                }
+            }
+            from = number + 1;
+        }
+        Ok(forgotten)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Forgets the account of a subvolume if that is gone; `false` when it is not yet.
+/// Forgets the account of a subvolume if that is gone; `false` when it is not yet, or may not be.
+///
+/// Whoever makes a subvolume, in whatever process, gives it an account first, and a name in the tree
+/// of subvolumes then; between the two it looks like one that is gone, and an old kernel would let
+/// its account and limit be taken away. Both happen in one transaction. So only an account of an
+/// earlier transaction than the running one is looked at.
 fn forget(at: &OwnedFd, number: u64) -> bool {
-    match btrfs::is_known(at, number) {
-        Ok(false) => {}
-        Ok(true) => return false,
+    match is_over(at, number) {
+        Ok(Over::Forgotten) => return true,
+        Ok(Over::Gone) => {}
+        Ok(Over::MayLive) => return false,
         Err(error) => {
             tracing::debug!(%error, number, "cannot look for a subvolume");
             return true;
@@ -124,18 +151,23 @@ fn forget(at: &OwnedFd, number: u64) -> bool {
     }
 }
 
-/// Forgets all accounts of subvolumes that are gone, as after a crash: numbers are never used
-/// again, so whosever they were, they are nobody's. Gives how many.
-pub(super) fn sweep(at: &OwnedFd) -> io::Result<usize> {
-    let (mut forgotten, mut from) = (0, FIRST);
-    for _ in 0..MOST_SWEPT {
-        let Some(number) = btrfs::next_qgroup(at, from)? else {
-            break;
-        };
-        if !btrfs::is_known(at, number)? {
-            forgotten += usize::from(btrfs::forget(at, number).is_ok());
-        }
-        from = number + 1;
+/// What became of a subvolume.
+enum Over {
+    /// It is there, or may be.
+    MayLive,
+    /// It is gone, and has an account.
+    Gone,
+    /// Its account is gone, too.
+    Forgotten,
+}
+
+fn is_over(at: &OwnedFd, number: u64) -> io::Result<Over> {
+    // In this order: what makes an account old enough comes before the look at its subvolume.
+    let Some(account) = btrfs::qgroup(at, number)? else {
+        return Ok(Over::Forgotten);
+    };
+    if account.generation >= btrfs::generation(at)? || btrfs::is_known(at, number)? {
+        return Ok(Over::MayLive);
     }
-    Ok(forgotten)
+    Ok(Over::Gone)
 }

@@ -247,7 +247,7 @@ impl Quota {
     pub(crate) fn sweep(&self) -> Result<usize> {
         let swept = match self.backend() {
             Backend::Projects(projects) => projects.sweep(),
-            Backend::Btrfs => btrfs::sweep(&self.dirs.tmp),
+            Backend::Btrfs => self.stale.sweep(&self.dirs.tmp),
             Backend::None(_) => Ok(0),
         };
         swept.step(|| "look for limits of what is gone".to_owned())

@@ -37,7 +37,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An object that is in use, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Hold(OwnedFd);
+pub(crate) struct Hold {
+    fd: OwnedFd,
+    inode: (u64, u64),
+}
 
 /// An object that nobody else can use, until this is dropped.
 #[derive(Debug)]
@@ -75,9 +78,11 @@ pub(crate) fn hold(parent: &OwnedFd, name: &str) -> io::Result<Option<Hold>> {
             }
             Err(error) => return Err(error.into()),
         }
-        let hold = Hold(fd);
-        if leads_to(parent, name, &hold.0)?.is_some() {
-            touch(&hold.0)?;
+        // From here on it is let go when it is dropped.
+        let mut hold = Hold { fd, inode: (0, 0) };
+        if let Some(stat) = leads_to(parent, name, &hold.fd)? {
+            hold.inode = (stat.st_dev, stat.st_ino);
+            touch(&hold.fd)?;
             return Ok(Some(hold));
         }
     }
@@ -89,12 +94,19 @@ impl Hold {
     pub(crate) fn share(fd: OwnedFd) -> rustix::io::Result<Self> {
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared)?;
         touch(&fd)?;
-        Ok(Self(fd))
+        let stat = rustix::fs::fstat(&fd)?;
+        let inode = (stat.st_dev, stat.st_ino);
+        Ok(Self { fd, inode })
     }
 
     /// The object itself.
     pub(crate) fn fd(&self) -> &OwnedFd {
-        &self.0
+        &self.fd
+    }
+
+    /// Which object it is, as long as it is open.
+    pub(crate) fn inode(&self) -> (u64, u64) {
+        self.inode
     }
 }
 
@@ -140,7 +152,7 @@ impl Stamp {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        unlock(&self.0);
+        unlock(&self.fd);
     }
 }
 

@@ -6,14 +6,16 @@
 //! again and only replaced when nobody holds it; what is on disk counts, nothing is cached.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::Store;
 use super::hold::{self, Hold};
@@ -21,6 +23,7 @@ use crate::digest::Digest;
 use crate::dirs;
 use crate::error::{Error, Result, Step};
 use crate::image::{Image, Layer};
+use crate::layers::Layers;
 use crate::staging::Staged;
 
 /// How long an image stays held after it was imported, so that a create of it that follows finds
@@ -81,33 +84,73 @@ struct Key {
     key: String,
 }
 
-/// Records whose layers were compared with those of an image, as they were read. A create of the
-/// same image compares bytes, and parses nothing.
+/// What the record of every root filesystem of an image says of its layers.
+#[derive(Debug)]
+pub(crate) struct Described {
+    /// Their keys, as a list in JSON.
+    pub(crate) keys: Box<RawValue>,
+    /// Bytes in their regular files.
+    pub(crate) bytes: u64,
+    /// Their entries.
+    pub(crate) entries: u64,
+}
+
+impl Described {
+    fn new(image: &Image, layers: &Layers) -> serde_json::Result<Arc<Self>> {
+        let keys: Vec<_> = image.layers.iter().map(|layer| &layer.key).collect();
+        Ok(Arc::new(Self {
+            keys: serde_json::value::to_raw_value(&keys)?,
+            bytes: image.size(),
+            entries: layers.entries(&image.layers),
+        }))
+    }
+}
+
+/// An image that is not collected until this is dropped.
+#[derive(Debug)]
+pub(crate) struct InUse {
+    _holds: Vec<Hold>,
+    pub(crate) described: Arc<Described>,
+}
+
+/// Records that were found to have the layers of an image. A create of the same image reads no
+/// record again: none is ever written again, and as the file is kept open here, another one cannot
+/// have its inode.
 #[derive(Debug, Default)]
-pub(crate) struct Compared(Mutex<VecDeque<(Vec<u8>, Vec<Layer>)>>);
+pub(crate) struct Compared(Mutex<VecDeque<Same>>);
+
+#[derive(Debug)]
+struct Same {
+    inode: (u64, u64),
+    _record: OwnedFd,
+    layers: Vec<Layer>,
+    described: Arc<Described>,
+}
 
 impl Compared {
     /// How many are remembered.
     const MOST: usize = 16;
 
-    /// Whether a record has the layers of this image.
-    fn same(&self, record: &[u8], image: &Image) -> bool {
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known = lock();
-        if (known.iter()).any(|(bytes, layers)| bytes == record && *layers == image.layers) {
-            return true;
-        }
-        drop(known);
-        let same = serde_json::from_slice::<Keys>(record).is_ok_and(|keys| {
-            let ours = image.layers.iter().map(|layer| &layer.key);
-            keys.layers.iter().map(|layer| &layer.key).eq(ours)
+    fn get(&self, inode: (u64, u64), image: &Image) -> Option<Arc<Described>> {
+        let known = self.lock();
+        let mut known = known.iter().filter(|known| known.inode == inode);
+        let same = known.find(|known| known.layers == image.layers)?;
+        Some(Arc::clone(&same.described))
+    }
+
+    fn add(&self, inode: (u64, u64), record: OwnedFd, image: &Image, described: &Arc<Described>) {
+        let mut known = self.lock();
+        known.push_front(Same {
+            inode,
+            _record: record,
+            layers: image.layers.clone(),
+            described: Arc::clone(described),
         });
-        if same {
-            known = lock();
-            known.push_front((record.to_vec(), image.layers.clone()));
-            known.truncate(Self::MOST);
-        }
-        same
+        known.truncate(Self::MOST);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Same>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -235,13 +278,17 @@ impl Store {
 
     /// Holds an image for as long as it takes to refer to its layers: its record, or where there
     /// is none (a source that changed while it was read), each layer.
-    pub(crate) fn hold_image(&self, image: &Image) -> Result<Vec<Hold>> {
+    pub(crate) fn hold_image(&self, image: &Image) -> Result<InUse> {
         let step = || format!("use the image {:?}: import it again", image.source);
         let dirs = &self.inner.dirs;
-        if let Some(held) = hold::hold(&dirs.images, &record_name(image.id)).step(step)?
-            && self.inner.compared.same(&read(held.fd()), image)
+        let record = hold::hold(&dirs.images, &record_name(image.id)).step(step)?;
+        if let Some(held) = record
+            && let Some(described) = self.described_by(&held, image).step(step)?
         {
-            return Ok(vec![held]);
+            return Ok(InUse {
+                _holds: vec![held],
+                described,
+            });
         }
         let held = |key: &str| {
             // A known key is a plain name; an image that a caller kept may have any.
@@ -251,19 +298,35 @@ impl Store {
             let held = hold::hold(&dirs.layers, key);
             held.and_then(|held| held.ok_or_else(|| Errno::NOENT.into()))
         };
-        (image.layers.iter())
-            .map(|layer| held(&layer.key).step(|| format!("{}: no layer {}", step(), layer.key)))
-            .collect()
+        let holds = (image.layers.iter())
+            .map(|layer| held(&layer.key).step(|| format!("{}: no layer {}", step(), layer.key)));
+        Ok(InUse {
+            _holds: holds.collect::<Result<_>>()?,
+            described: Described::new(image, &self.inner.layers)
+                .map_err(|error| Error::host(step(), error))?,
+        })
     }
-}
 
-/// Reads an open record; nothing of one that cannot be read.
-fn read(record: &OwnedFd) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let read = record
-        .try_clone()
-        .and_then(|copy| std::fs::File::from(copy).read_to_end(&mut bytes));
-    read.map_or_else(|_| Vec::new(), |_| bytes)
+    /// What a held record says of the layers of this image; `None` when it has others.
+    fn described_by(&self, held: &Hold, image: &Image) -> io::Result<Option<Arc<Described>>> {
+        let compared = &self.inner.compared;
+        if let Some(described) = compared.get(held.inode(), image) {
+            return Ok(Some(described));
+        }
+        let mut text = Vec::new();
+        let record = held.fd().try_clone()?;
+        File::from(record.try_clone()?).read_to_end(&mut text)?;
+        let same = serde_json::from_slice::<Keys>(&text).is_ok_and(|keys| {
+            let ours = image.layers.iter().map(|layer| &layer.key);
+            keys.layers.iter().map(|layer| &layer.key).eq(ours)
+        });
+        if !same {
+            return Ok(None);
+        }
+        let described = Described::new(image, &self.inner.layers)?;
+        compared.add(held.inode(), record, image, &described);
+        Ok(Some(described))
+    }
 }
 
 pub(crate) fn record_name(id: Digest) -> String {

@@ -47,6 +47,7 @@ use crate::trash::{Trash, TrashStats};
 use crate::unpack::Limits;
 use crate::unpack::listing::Damage;
 
+pub(crate) use images::Described;
 use images::{Compared, Recent};
 use server::Server;
 pub(crate) use server::Signal;

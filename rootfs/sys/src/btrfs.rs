@@ -95,6 +95,17 @@ struct LookupArgs {
     name: [u8; 4080],
 }
 
+/// `struct btrfs_ioctl_fs_info_args`.
+#[repr(C)]
+struct FileSystemArgs {
+    unused: [u8; 44],
+    checksum: [u16; 2],
+    flags: u64,
+    generation: u64,
+    unused_too: [u8; 960],
+}
+
+const _: () = assert!(size_of::<FileSystemArgs>() == 1024);
 const _: () = assert!(size_of::<Named>() == 4096);
 const _: () = assert!(size_of::<LimitArgs>() == 48);
 const _: () = assert!(size_of::<CreateArgs>() == 16);
@@ -107,11 +118,15 @@ const CREATE: Opcode = opcode::write::<Named>(GROUP, 14);
 const DESTROY: Opcode = opcode::write::<Named>(GROUP, 15);
 const SEARCH: Opcode = opcode::read_write::<SearchArgs>(GROUP, 17);
 const LOOKUP: Opcode = opcode::read_write::<LookupArgs>(GROUP, 18);
+const FILE_SYSTEM: Opcode = opcode::read::<FileSystemArgs>(GROUP, 31);
 const CONTROL: Opcode = opcode::read_write::<ControlArgs>(GROUP, 40);
 const QGROUP_CREATE: Opcode = opcode::write::<CreateArgs>(GROUP, 42);
 const QGROUP_LIMIT: Opcode = opcode::read::<LimitArgs>(GROUP, 43);
 const RESCAN: Opcode = opcode::write::<RescanArgs>(GROUP, 44);
 const RESCAN_WAIT: Opcode = opcode::none(GROUP, 46);
+
+/// What `FS_INFO` is asked for besides: the transaction.
+const GENERATION: u64 = 1 << 1;
 
 /// What `QGROUP_LIMIT` is to change: the most that may be referenced.
 const MOST_REFERENCED: u64 = 1;
@@ -141,6 +156,8 @@ pub struct QuotaStatus {
 /// What a subvolume uses and may use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Qgroup {
+    /// The transaction that changed its numbers last: at first, the one that made it.
+    pub generation: u64,
     /// Bytes that it refers to, as of the last commit.
     pub referenced: u64,
     /// Bytes that nobody else refers to, as of the last commit.
@@ -286,6 +303,26 @@ pub fn quota_status(fd: impl AsFd) -> io::Result<Option<QuotaStatus>> {
     }))
 }
 
+/// The transaction that runs, or that ran last (`BTRFS_IOC_FS_INFO`, Linux 5.10). It begins only
+/// after every system call that takes part in an earlier one has done its work.
+pub fn generation(fd: impl AsFd) -> io::Result<u64> {
+    let mut args = FileSystemArgs {
+        unused: [0; 44],
+        checksum: [0; 2],
+        flags: GENERATION,
+        generation: 0,
+        unused_too: [0; 960],
+    };
+    // SAFETY: the opcode is the one of FS_INFO, made from the size of its argument.
+    let updater = unsafe { Updater::<FILE_SYSTEM, FileSystemArgs>::new(&mut args) };
+    // SAFETY: FS_INFO reads and writes one `btrfs_ioctl_fs_info_args` and keeps nothing.
+    unsafe { rustix::ioctl::ioctl(fd, updater) }?;
+    if args.flags & GENERATION == 0 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(args.generation)
+}
+
 /// What a subvolume uses and may use; `None` when it is not counted. `fd` is any object of the
 /// file system.
 pub fn qgroup(fd: impl AsFd, subvolume: u64) -> io::Result<Option<Qgroup>> {
@@ -299,6 +336,7 @@ pub fn qgroup(fd: impl AsFd, subvolume: u64) -> io::Result<Option<Qgroup>> {
     let limit = limit.map(|(_, item)| item).unwrap_or_default();
     let limited = number(&limit, 0).is_some_and(|flags| flags & MOST_REFERENCED != 0);
     Ok(Some(Qgroup {
+        generation: number(&info, 0).unwrap_or(u64::MAX),
         referenced: number(&info, 8).unwrap_or_default(),
         exclusive: number(&info, 24).unwrap_or_default(),
         most_referenced: number(&limit, 8).filter(|_| limited),
@@ -390,6 +428,7 @@ mod tests {
             ];
             assert_eq!(all, header);
             assert_eq!(QGROUP_CREATE, 0x4010_942a);
+            assert_eq!(FILE_SYSTEM, 0x8400_941f);
             assert_eq!((RESCAN, RESCAN_WAIT), (0x4040_942c, 0x942e));
         }
     }

@@ -1,6 +1,7 @@
 //! Open descriptors of the whole process.
 
 use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 
 /// Marks every descriptor but the standard three as closed by `execve(2)` (`close_range(2)`, the
 /// flag since Linux 5.11). For short-lived commands that leave a process behind, which must not
@@ -14,6 +15,24 @@ pub fn close_on_exec() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Copies a descriptor that is known by its number only, like one that the environment tells of
+/// (`fcntl(2)` with `F_DUPFD_CLOEXEC`). The original stays as it is, whoever owns it.
+pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    let copy = fcntl_duplicate(number)?;
+    // SAFETY: the descriptor was made by the call above, which succeeded, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+fn fcntl_duplicate(number: RawFd) -> io::Result<RawFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes an integer and touches no memory; a number that is not open is
+    // refused with EBADF.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(copy)
 }
 
 #[cfg(test)]

@@ -15,13 +15,15 @@ pub(super) struct Host {
     pub(super) store: Option<Result<Store, garden_rootfs::Error>>,
     /// Whether the checks may do what only root may do.
     pub(super) root: bool,
+    /// Whether they may measure.
+    pub(super) measure: bool,
     /// The release of the kernel.
     pub(super) release: String,
 }
 
 impl Host {
     /// Looks at this one.
-    pub(super) fn look(path: &Path) -> Self {
+    pub(super) fn look(path: &Path, measure: bool) -> Self {
         let store = Store::is_at(path).then(|| {
             let mut options = StoreOptions::new(path);
             options.role = Role::Tool;
@@ -35,6 +37,7 @@ impl Host {
             path: path.to_owned(),
             store,
             root: rustix::process::geteuid().is_root(),
+            measure,
             release,
         }
     }

@@ -103,3 +103,27 @@ pub(super) fn seccomp(_: &Host) -> Finding {
         ),
     }
 }
+
+/// Whether another packet filter keeps containers from the world.
+pub(super) fn forwarding(host: &Host) -> Finding {
+    if !host.root {
+        return Finding::unknown("only root may look at packet filters");
+    }
+    let found = match garden::network::other_filters() {
+        Ok(found) => found,
+        Err(error) => {
+            return Finding::fail(
+                garden::error::report(&error),
+                "containers can have a loopback only (--network none) without nftables: load \
+                 nf_tables",
+            );
+        }
+    };
+    if found.is_empty() {
+        return Finding::ok("no other filter drops it by default");
+    }
+    Finding::warn(
+        format!("dropped by default by {}", found.join("; ")),
+        "let it pass what comes from and goes to the bridges of containers (w*brdg*)",
+    )
+}

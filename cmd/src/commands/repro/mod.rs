@@ -1,7 +1,7 @@
 //! `garden repro`: known faults of kernels, shown by a tool that a stranger can run.
 
 mod memory;
-mod overlay;
+pub(super) mod overlay;
 mod report;
 mod unmount;
 

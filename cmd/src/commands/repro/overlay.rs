@@ -24,7 +24,7 @@ const FILE: usize = 1_000_000;
 /// How a mount is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Way {
+pub(in crate::commands) enum Way {
     /// umount(2), as most engines do it.
     Plain,
     /// umount(2) of a mount that was made with the option `volatile` (Linux 5.10).
@@ -37,7 +37,7 @@ pub(super) enum Way {
 
 impl Way {
     /// As a flag names it.
-    pub(super) fn name(self) -> &'static str {
+    pub(in crate::commands) fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Volatile => "volatile",
@@ -49,24 +49,24 @@ impl Way {
 
 /// What the end of one mount took, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub(super) struct Ended {
+pub(in crate::commands) struct Ended {
     /// Removing the data; only of [`Way::ClearFirst`].
-    pub(super) clear_ms: f64,
+    pub(in crate::commands) clear_ms: f64,
     /// The system call umount2.
-    pub(super) unmount_ms: f64,
+    pub(in crate::commands) unmount_ms: f64,
     /// Closing the last file of it; only of [`Way::Detach`].
-    pub(super) close_ms: f64,
+    pub(in crate::commands) close_ms: f64,
 }
 
 impl Ended {
     /// All of it.
-    pub(super) fn total_ms(&self) -> f64 {
+    pub(in crate::commands) fn total_ms(&self) -> f64 {
         self.clear_ms + self.unmount_ms + self.close_ms
     }
 }
 
 /// A mount; lazily unmounted when it is dropped before its end.
-pub(super) struct Overlay {
+pub(in crate::commands) struct Overlay {
     base: PathBuf,
     merged: PathBuf,
     mounted: bool,
@@ -74,7 +74,7 @@ pub(super) struct Overlay {
 
 impl Overlay {
     /// Mounts it in a directory that it makes. `None` where the kernel knows no `volatile`.
-    pub(super) fn make(base: PathBuf, volatile: bool) -> Result<Option<Self>> {
+    pub(in crate::commands) fn make(base: PathBuf, volatile: bool) -> Result<Option<Self>> {
         let merged = base.join("merged");
         for name in ["lower", "upper", "work", "merged"] {
             fs::create_dir_all(base.join(name))
@@ -104,7 +104,7 @@ impl Overlay {
     }
 
     /// Writes so many MB through the mount, in files of one. Nothing of it is synced.
-    pub(super) fn fill(&self, megabytes: u32) -> Result<()> {
+    pub(in crate::commands) fn fill(&self, megabytes: u32) -> Result<()> {
         let data = vec![0xa5_u8; FILE];
         let directory = self.merged.join("data");
         fs::create_dir(&directory)?;
@@ -117,7 +117,7 @@ impl Overlay {
     }
 
     /// Ends it, and tells what that took.
-    pub(super) fn end(&mut self, way: Way) -> Result<Ended> {
+    pub(in crate::commands) fn end(&mut self, way: Way) -> Result<Ended> {
         let mut ended = Ended::default();
         let merged = &self.merged;
         let step = || format!("unmounting {}", merged.display());

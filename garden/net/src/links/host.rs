@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 
 use super::rtnetlink::{
-    DELETE_LINK, GET_ADDRESS, GET_LINK, NEW_LINK, add_address, by_name, link, link_header,
-    read_address, read_link,
+    DELETE_LINK, GET_ADDRESS, GET_LINK, NEW_LINK, SET_LINK, add_address, by_name, link,
+    link_header, read_address, read_bytes, read_link,
 };
 use crate::error::KernelError;
 use crate::lease::Lease;
@@ -37,7 +37,6 @@ pub(crate) fn ensure_bridge(socket: &mut Socket, lease: &Lease) -> Result<u32, K
     message
         .text(link::NAME, name)
         .bytes(link::ADDRESS, &address)
-        .native(link::GROUP, lease.names.group())
         .nest(link::INFO, |info| {
             info.text(link::INFO_KIND, "bridge")
                 .nest(link::INFO_DATA, |data| {
@@ -109,7 +108,6 @@ pub(crate) fn create_pair(
     end(&mut message, &lease.names.host_interface);
     message
         .native(link::MASTER, bridge)
-        .native(link::GROUP, lease.names.group())
         .nest(link::INFO, |info| {
             info.text(link::INFO_KIND, "veth")
                 .nest(link::INFO_DATA, |data| {
@@ -142,6 +140,34 @@ pub(crate) fn create_pair(
         })
 }
 
+/// What went through a container's interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that the container received.
+    pub received: u64,
+    /// Bytes that the container sent.
+    pub sent: u64,
+}
+
+/// Reads the counters of the host's end, which receives what the container sends; none if it is
+/// not there.
+pub(crate) fn usage(socket: &mut Socket, name: &str) -> Result<Option<Usage>, KernelError> {
+    match socket.execute(&[by_name(GET_LINK, name)]) {
+        Ok(replies) => Ok(replies
+            .first()
+            .and_then(|reply| read_bytes(&reply.payload))
+            .map(|(received, sent)| Usage {
+                received: sent,
+                sent: received,
+            })),
+        Err(refusal) if refusal.errno == Errno::NODEV => Ok(None),
+        Err(refusal) => Err(KernelError::new(
+            format!("read the counters of {name}"),
+            refusal,
+        )),
+    }
+}
+
 /// Removes a link, and with it the other end of a pair.
 pub(crate) fn remove(socket: &mut Socket, name: &str) -> Result<(), KernelError> {
     match socket.execute(&[by_name(DELETE_LINK, name)]) {
@@ -152,19 +178,37 @@ pub(crate) fn remove(socket: &mut Socket, name: &str) -> Result<(), KernelError>
     }
 }
 
-/// Removes a subnet's bridge and what is attached to it, at once: the kernel waits for all processors
-/// several times for a removal, but not for each link of one.
-pub(crate) fn remove_subnet(socket: &mut Socket, lease: &Lease) -> Result<(), KernelError> {
-    let mut message = Message::new(DELETE_LINK, 0, &link_header(0, false));
-    message.native(link::GROUP, lease.names.group());
-    match socket.execute(&[message]) {
-        Err(refusal) if refusal.errno != Errno::NODEV => {
-            let (bridge, pair) = (&lease.names.bridge, &lease.names.host_interface);
-            Err(KernelError::new(
-                format!("remove the bridge {bridge} and the link {pair}"),
-                refusal,
-            ))
+/// Removes links, and with them the other ends of pairs, at once: the kernel waits for all
+/// processors several times for a removal, but not for each link of one. `group` is a number of
+/// links that no others have.
+pub(crate) fn remove_all<'a>(
+    socket: &mut Socket,
+    group: u32,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<(), KernelError> {
+    let mut found = false;
+    for name in names {
+        let mut message = by_name(SET_LINK, name);
+        message.native(link::GROUP, group);
+        match socket.execute(&[message]) {
+            Ok(_) => found = true,
+            Err(refusal) if refusal.errno == Errno::NODEV => {}
+            Err(refusal) => {
+                return Err(KernelError::new(format!("mark the link {name}"), refusal));
+            }
         }
+    }
+    if !found {
+        return Ok(());
+    }
+    let mut message = Message::new(DELETE_LINK, 0, &link_header(0, false));
+    message.native(link::GROUP, group);
+    match socket.execute(&[message]) {
+        // They went by themselves, with the container's namespace.
+        Err(refusal) if refusal.errno != Errno::NODEV => Err(KernelError::new(
+            "remove the links of containers that are gone",
+            refusal,
+        )),
         _ => Ok(()),
     }
 }

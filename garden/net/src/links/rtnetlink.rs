@@ -9,6 +9,7 @@ use crate::netlink::message::{Message, Reader, flags, text, u32_at};
 pub(super) const NEW_LINK: u16 = 16;
 pub(super) const DELETE_LINK: u16 = 17;
 pub(super) const GET_LINK: u16 = 18;
+pub(super) const SET_LINK: u16 = 19;
 const NEW_ADDRESS: u16 = 20;
 pub(super) const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;
@@ -25,6 +26,8 @@ pub(super) mod link {
     pub(in super::super) const INFO_DATA: u16 = 2;
     pub(in super::super) const INFO_PORT_KIND: u16 = 4;
     pub(in super::super) const INFO_PORT_DATA: u16 = 5;
+    /// `IFLA_STATS64`.
+    pub(in super::super) const COUNTERS: u16 = 23;
     pub(in super::super) const GROUP: u16 = 27;
     pub(in super::super) const NAMESPACE: u16 = 28;
     /// `VETH_INFO_PEER`: the other end, a link of its own.
@@ -132,6 +135,17 @@ pub(super) fn read_link(payload: &[u8]) -> Option<Link> {
         name: text(attributes.get(link::NAME)?),
         mtu: u32_at(attributes.get(link::MTU)?, 0)?,
     })
+}
+
+/// Reads an answer to [`GET_LINK`]: bytes received and sent (`struct rtnl_link_stats64`).
+pub(super) fn read_bytes(payload: &[u8]) -> Option<(u64, u64)> {
+    let counters = Reader::behind(payload, LINK_HEADER).get(link::COUNTERS)?;
+    let counter = |at: usize| {
+        let bytes = counters.get(at * 8..)?.first_chunk::<8>()?;
+        Some(u64::from_ne_bytes(*bytes))
+    };
+    // Packets received and sent come first.
+    Some((counter(2)?, counter(3)?))
 }
 
 /// Reads an answer to [`GET_ADDRESS`]: the link's index, and an address that is its own.

@@ -285,10 +285,9 @@ fn write_match(
     if let Some(ports) = ports {
         check(rule.destination_port(0), ports);
     }
-    if let Some(icmp) = one.icmp {
-        rule.payload(Base::Transport, 0, 1, 0)
-            .equals(0, &[icmp.kind]);
-        if let Some(code) = icmp.code {
+    if let Some((kind, code)) = one.icmp {
+        rule.payload(Base::Transport, 0, 1, 0).equals(0, &[kind]);
+        if let Some(code) = code {
             rule.payload(Base::Transport, 1, 1, 0).equals(0, &[code]);
         }
     }
@@ -300,20 +299,11 @@ fn write_match(
     rule.verdict(Verdict::Accept);
 }
 
-/// Removes a container's elements, then its chain and its sets; the bridge's element with its last
-/// container.
-pub(super) fn remove(
-    table: &Table,
-    changes: &mut Changes,
-    lease: &Lease,
-    external: External,
-    with_bridge: bool,
-) {
+/// Removes a container's elements, then its chain and its sets. Its bridge's stays: as long as the
+/// bridge is there, what comes from it is looked at.
+pub(super) fn remove(table: &Table, changes: &mut Changes, lease: &Lease, external: External) {
     for (set, element) in elements(lease, external) {
         table.remove(changes, set, &[key_of(element)]);
-    }
-    if with_bridge {
-        table.remove(changes, BRIDGES, &[member(&padded(&lease.names.bridge))]);
     }
     table.delete_chain(changes, &lease.names.chain());
     for family in families(lease) {
@@ -321,6 +311,11 @@ pub(super) fn remove(
         table.delete_set(changes, &own.networks);
         table.delete_set(changes, &own.services);
     }
+}
+
+/// Removes a bridge's element.
+pub(super) fn forget_bridge(table: &Table, changes: &mut Changes, bridge: &str) {
+    table.remove(changes, BRIDGES, &[member(&padded(bridge))]);
 }
 
 /// Leads host ports to a container.

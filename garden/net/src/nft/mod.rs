@@ -10,12 +10,14 @@ mod container;
 mod expr;
 mod found;
 mod layout;
+mod others;
 mod table;
 
 use rustix::io::Errno;
 
 pub(crate) use container::External;
 pub(crate) use layout::Policy;
+pub(crate) use others::dropping;
 
 use crate::error::KernelError;
 use crate::lease::{Lease, MappedPort};
@@ -92,29 +94,23 @@ impl Firewall {
     }
 
     /// Removes a container's rules, or what is left of them.
-    pub(crate) fn remove(
+    pub(crate) fn remove(&self, socket: &mut Socket, lease: &Lease) -> Result<(), KernelError> {
+        let mut changes = Changes::default();
+        container::remove(&self.table, &mut changes, lease, self.external);
+        remove_present(socket, changes)
+    }
+
+    /// Lets go of bridges that are gone.
+    pub(crate) fn forget_bridges(
         &self,
         socket: &mut Socket,
-        lease: &Lease,
-        with_bridge: bool,
+        bridges: &[&str],
     ) -> Result<(), KernelError> {
         let mut changes = Changes::default();
-        container::remove(&self.table, &mut changes, lease, self.external, with_bridge);
-        loop {
-            let Err(refusals) = socket.transact(SUBSYSTEM, &changes.messages) else {
-                return Ok(());
-            };
-            // What is not there need not be removed; without it the others are tried again.
-            let absent: Vec<usize> = refusals
-                .iter()
-                .filter(|refusal| refusal.errno == Errno::NOENT)
-                .filter_map(|refusal| refusal.index)
-                .collect();
-            if absent.is_empty() {
-                return Err(explain(&changes, refusals));
-            }
-            changes.retain(|index| !absent.contains(&index));
+        for bridge in bridges {
+            container::forget_bridge(&self.table, &mut changes, bridge);
         }
+        remove_present(socket, changes)
     }
 
     /// Lets a container reach more than before.
@@ -140,6 +136,25 @@ impl Firewall {
         let mut changes = Changes::default();
         container::map(&self.table, &mut changes, lease, ports, self.external);
         commit(socket, &changes)
+    }
+}
+
+/// Removes what is there of it. A table that is gone, or a set, has nothing of it.
+fn remove_present(socket: &mut Socket, mut changes: Changes) -> Result<(), KernelError> {
+    loop {
+        let Err(refusals) = socket.transact(SUBSYSTEM, &changes.messages) else {
+            return Ok(());
+        };
+        // What is not there need not be removed; without it the others are tried again.
+        let absent: Vec<usize> = refusals
+            .iter()
+            .filter(|refusal| refusal.errno == Errno::NOENT)
+            .filter_map(|refusal| refusal.index)
+            .collect();
+        if absent.is_empty() {
+            return Err(explain(&changes, refusals));
+        }
+        changes.retain(|index| !absent.contains(&index));
     }
 }
 

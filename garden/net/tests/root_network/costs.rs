@@ -2,9 +2,9 @@
 
 use std::os::fd::AsFd;
 
-use garden_net::{IpRange, MappedPort, NetOutRule, PortRange, PortRequest, Repair, Spec};
+use garden_net::{MappedPort, NetOutRule, PortRequest, Protocol, Repair, Spec};
 
-use crate::world::{Machine, World};
+use crate::world::{Machine, PATIENCE, World};
 
 #[test]
 fn the_two_hundredth_costs_what_the_first_did() {
@@ -13,12 +13,9 @@ fn the_two_hundredth_costs_what_the_first_did() {
     };
     let network = world.start(World::options());
     let rule = |number: u8| NetOutRule {
-        protocol: 1,
-        networks: vec![IpRange {
-            start: Some([192, 0, 2, number].into()),
-            end: None,
-        }],
-        ports: vec![PortRange { start: 80, end: 90 }],
+        protocol: Protocol::Tcp,
+        networks: vec![([192, 0, 2, number].into(), [192, 0, 2, number].into())],
+        ports: vec![(80, 90)],
         ..NetOutRule::default()
     };
     let spec = Spec {
@@ -62,7 +59,12 @@ fn the_two_hundredth_costs_what_the_first_did() {
         let removals: Vec<u64> = all
             .iter()
             .take(30)
-            .map(|one| cost(&mut || network.remove(&one.1).unwrap()))
+            .map(|one| {
+                cost(&mut || {
+                    network.remove(&one.1).unwrap();
+                    assert!(network.settle(PATIENCE));
+                })
+            })
             .collect();
         assert!(
             removals.iter().all(|sent| *sent == removals[0]),

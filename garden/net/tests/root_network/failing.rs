@@ -2,9 +2,9 @@
 
 use std::os::fd::AsFd;
 
-use garden_net::{NetOutRule, NetworkError, PortRequest, Spec};
+use garden_net::{NetOutRule, NetworkError, PortRequest, Protocol, Spec};
 
-use crate::world::{Machine, World, has_nft, spec};
+use crate::world::{Machine, PATIENCE, World, has_nft, spec};
 
 #[test]
 fn a_failure_leaves_nothing() {
@@ -48,6 +48,7 @@ fn a_failure_leaves_nothing() {
         "{error}"
     );
 
+    assert!(network.settle(PATIENCE));
     assert!(world.links().is_empty(), "{:?}", world.links());
     assert!(
         !occupied.ip("-o link").contains("@"),
@@ -83,7 +84,7 @@ fn bad_requests_are_refused_before_anything_is_made() {
     assert_eq!(refused(&spec("banana")), "invalid CIDR address: banana/30");
     assert!(refused(&spec("192.0.2.0/24")).contains("is not one of hosts"));
     let protocol = NetOutRule {
-        protocol: 9,
+        protocol: Protocol::Icmp6,
         ..NetOutRule::default()
     };
     assert_eq!(
@@ -91,7 +92,7 @@ fn bad_requests_are_refused_before_anything_is_made() {
             rules: vec![protocol],
             ..Spec::default()
         }),
-        "invalid protocol: 9"
+        "invalid protocol: 4"
     );
     let twice = PortRequest {
         host: 7000,
@@ -163,6 +164,7 @@ fn many_come_and_go_at_once() {
             });
         }
     });
+    assert!(network.settle(PATIENCE));
     assert!(world.links().is_empty(), "{:?}", world.links());
     let mut pool: Vec<_> = addresses
         .into_inner()

@@ -1,26 +1,24 @@
 //! What is rejected, dropped, let through and logged.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use garden_net::{IcmpControl, IpRange, NetOutRule, PortRange, Spec};
+use garden_net::{NetOutRule, Protocol, Spec};
 
 use crate::world::{OUTSIDE, World, has_nft, spec};
 
 fn tcp(start: Ipv4Addr, port: u16) -> NetOutRule {
     NetOutRule {
-        protocol: 1,
-        networks: vec![IpRange {
-            start: Some(start.into()),
-            end: None,
-        }],
-        ports: vec![PortRange {
-            start: port,
-            end: port,
-        }],
+        protocol: Protocol::Tcp,
+        networks: vec![(start.into(), start.into())],
+        ports: vec![(port, port)],
         ..NetOutRule::default()
     }
+}
+
+fn range(start: &str, end: &str) -> (IpAddr, IpAddr) {
+    (start.parse().unwrap(), end.parse().unwrap())
 }
 
 #[test]
@@ -50,27 +48,15 @@ fn a_rule_leads_through_a_denied_network() {
     // Later, and several at once, with ranges that need a set.
     let several = NetOutRule {
         networks: vec![
-            IpRange {
-                start: Some("192.0.2.2".parse().unwrap()),
-                end: Some("192.0.2.9".parse().unwrap()),
-            },
-            IpRange {
-                start: Some("198.51.100.0".parse().unwrap()),
-                end: Some("255.255.255.255".parse().unwrap()),
-            },
+            range("192.0.2.2", "192.0.2.9"),
+            range("198.51.100.0", "255.255.255.255"),
         ],
-        ports: vec![
-            PortRange { start: 81, end: 81 },
-            PortRange { start: 83, end: 90 },
-        ],
+        ports: vec![(81, 81), (83, 90)],
         ..tcp(OUTSIDE, 81)
     };
     let ping = NetOutRule {
-        protocol: 3,
-        icmps: Some(IcmpControl {
-            kind: 8,
-            code: None,
-        }),
+        protocol: Protocol::Icmp,
+        icmp: Some((8, None)),
         ..NetOutRule::default()
     };
     let lease = world
@@ -84,7 +70,7 @@ fn a_rule_leads_through_a_denied_network() {
 
     // One rule without a meaning, and none of them counts.
     let wrong = NetOutRule {
-        ports: vec![PortRange { start: 1, end: 1 }],
+        ports: vec![(1, 1)],
         ..NetOutRule::default()
     };
     let error = world
@@ -215,20 +201,13 @@ fn the_ruleset_reads_as_meant() {
     options.deny = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
     options.ipv6 = Some("fd12::".parse().unwrap());
     let network = world.start(options);
-    let range = |start: &str, end: &str| IpRange {
-        start: Some(start.parse().unwrap()),
-        end: Some(end.parse().unwrap()),
-    };
     let ranges = NetOutRule {
-        ports: vec![
-            PortRange { start: 0, end: 9 },
-            PortRange { start: 80, end: 80 },
-        ],
+        ports: vec![(0, 9), (80, 80)],
         networks: vec![range("0.0.0.0", "0.0.0.5"), range("9.0.0.0", "9.0.0.0")],
         ..tcp(OUTSIDE, 1)
     };
     let udp = |networks| NetOutRule {
-        protocol: 2,
+        protocol: Protocol::Udp,
         networks,
         ..NetOutRule::default()
     };
@@ -239,11 +218,8 @@ fn the_ruleset_reads_as_meant() {
             ..NetOutRule::default()
         },
         NetOutRule {
-            protocol: 3,
-            icmps: Some(IcmpControl {
-                kind: 8,
-                code: Some(0),
-            }),
+            protocol: Protocol::Icmp,
+            icmp: Some((8, Some(0))),
             ..NetOutRule::default()
         },
         ranges.clone(),

@@ -142,7 +142,7 @@ fn a_ruleset_that_somebody_emptied_is_mended() {
     options.deny = vec!["192.0.2.0/24".parse().unwrap()];
     let network = world.start(options);
     let rule = garden_net::NetOutRule {
-        protocol: 1,
+        protocol: garden_net::Protocol::Tcp,
         ..Default::default()
     };
     let container = world.container(

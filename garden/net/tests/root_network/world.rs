@@ -23,7 +23,7 @@ pub(crate) const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1
 pub(crate) const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 
 /// How long an answer may take that must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A network namespace, kept by a descriptor.
 pub(crate) struct Machine(OwnedFd);
@@ -178,6 +178,7 @@ impl World {
 
     pub(crate) fn remove(&self, network: &Network, container: &Container) {
         self.host.run(|| network.remove(&container.lease).unwrap());
+        assert!(network.settle(PATIENCE));
     }
 
     /// What there is of interfaces on the host besides those of the world.

@@ -15,12 +15,14 @@ use crate::checks::health::{HealthState, Verdict};
 use crate::checks::{CheckSpec, CheckStatus, HealthStatus};
 use crate::error::Error;
 use crate::events::{Event, EventFilter, EventKind, EventStream};
+use crate::logs::{LogInfo, LogStream};
 use crate::model::{
     Capacity, ContainerInfo, ContainerSpec, Handle, ImageRef, Limits, LimitsChange, LimitsInForce,
     Metrics, NetOutRule, PortMapping, ProcessId, ProcessInfo, ProcessSpec, PullProgress, PullStage,
     PulledImage, Signal, TeardownStatus,
 };
 use crate::process::{Attachment, Control};
+use crate::timeline::Timeline;
 
 /// The manager.
 #[derive(Debug)]
@@ -399,6 +401,18 @@ impl Backend for Fake {
             kind,
         });
         Ok(EventStream::of(filter, events))
+    }
+
+    async fn logs(&self, _: &Handle) -> Result<Vec<LogInfo>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn log(&self, _: &Handle, process: &ProcessId, _: bool) -> Result<LogStream, Error> {
+        Err(Error::ProcessNotFound(process.clone()))
+    }
+
+    async fn timeline(&self, _: &Handle) -> Result<Timeline, Error> {
+        Ok(Timeline::default())
     }
 
     async fn teardown(&self) -> Result<TeardownStatus, Error> {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use backend::Fake;
 
-use super::{Options, Server, Socket};
+use super::{Listen, Options, Server};
 use crate::client::Client;
 
 /// No test waits longer for anything: then something hangs.
@@ -41,7 +41,7 @@ impl Harness {
         let socket = directory.path().join("garden.sock");
         let backend = Arc::new(Fake::default());
         let stop = CancellationToken::new();
-        let listener = Socket::bind(&socket).unwrap();
+        let listener = Listen::at(&socket).bind().unwrap();
         let server = Server::new(Arc::clone(&backend), options);
         let serve = server.serve(listener, stop.clone());
         Self {

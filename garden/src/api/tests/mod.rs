@@ -2,6 +2,7 @@
 
 mod health;
 mod hijacked;
+mod listening;
 mod plain;
 mod stopping;
 mod with_client;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 
+use crate::api::Options;
 use crate::api::testing::{Harness, soon};
-use crate::api::{Options, Socket};
 
 #[tokio::test]
 async fn requests_are_finished_and_processes_left_alone() {
@@ -78,14 +78,19 @@ async fn more_connections_than_allowed_wait() {
 }
 
 #[tokio::test]
-async fn a_socket_replaces_what_is_there_and_removes_only_itself() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("s");
-    std::fs::write(&path, "a plain file").unwrap();
-    let first = Socket::bind(&path).unwrap();
-    let second = Socket::bind(&path).unwrap();
-    drop(first);
-    assert!(path.exists());
-    drop(second);
-    assert!(!path.exists());
+async fn a_request_that_does_not_end_ends_with_the_patience() {
+    let server = Harness::with(Options {
+        stop_patience: Some(Duration::from_millis(20)),
+        ..Options::default()
+    });
+    server
+        .call("POST", "/containers", "{\"handle\":\"h\"}")
+        .await;
+    server.backend.stops.forget_permits(1_000_000);
+    let running =
+        server.send("PUT /containers/h/stop HTTP/1.1\r\nHost: api\r\nContent-Length: 2\r\n\r\n{}");
+    let _running = running.await;
+    let _begun = soon(server.backend.stopping.acquire()).await.unwrap();
+    server.stop.cancel();
+    soon(server.server).await.unwrap();
 }

@@ -144,7 +144,7 @@ async fn errors_keep_their_kind() {
         client.property(&handle, "none").await,
         Err(Error::Invalid(_))
     ));
-    let nowhere = crate::client::Client::new("/nonexistent/garden.sock");
+    let nowhere = crate::client::Client::new(std::path::Path::new("/nonexistent/garden.sock"));
     let error = nowhere.ping().await.unwrap_err().report();
     assert!(
         error.contains("is it running?") && error.contains("No such file"),

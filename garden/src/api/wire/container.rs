@@ -44,6 +44,9 @@ pub(crate) struct WireContainerSpec {
     /// Of our own: checks of its health.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) checks: Vec<CheckSpec>,
+    /// Of our own: nothing can be written to its root filesystem.
+    #[serde(skip_serializing_if = "zero")]
+    pub(crate) read_only: bool,
 }
 
 /// An image. Present as an object also when there is none.
@@ -180,6 +183,7 @@ impl TryFrom<WireContainerSpec> for ContainerSpec {
             bind_mounts: all(wire.bind_mounts)?,
             properties: wire.properties,
             privileged: wire.privileged,
+            read_only: wire.read_only,
             limits: wire.limits.try_into()?,
             grace_time: grace_from_nanos(wire.grace_time),
             network: (!wire.network.is_empty()).then_some(wire.network),
@@ -206,6 +210,7 @@ impl From<&ContainerSpec> for WireContainerSpec {
             properties: spec.properties.clone(),
             env: spec.env.clone(),
             privileged: spec.privileged,
+            read_only: spec.read_only,
             limits: (&spec.limits).into(),
             netout_rules: spec.net_out.iter().map(Into::into).collect(),
             netin: spec.net_in.iter().copied().map(Into::into).collect(),

@@ -44,6 +44,9 @@ pub(crate) struct WireProcessSpec {
     pid_limits: WirePids,
     #[serde(skip_serializing_if = "zero")]
     bind_mounts: Vec<WireBindMount>,
+    /// Ours: how many bytes of its last output are kept.
+    #[serde(skip_serializing_if = "zero")]
+    log_bytes: u64,
 }
 
 /// A terminal.
@@ -145,6 +148,7 @@ impl TryFrom<WireProcessSpec> for ProcessSpec {
             disk,
             pids: wire.pid_limits.limit(),
             bind_mounts: all(wire.bind_mounts)?,
+            log_bytes: (wire.log_bytes > 0).then_some(wire.log_bytes),
             check: false,
         })
     }
@@ -174,6 +178,7 @@ impl From<&ProcessSpec> for WireProcessSpec {
             disk_limits: WireDisk::of(spec.disk),
             pid_limits: WirePids::of(spec.pids),
             bind_mounts: spec.bind_mounts.iter().map(Into::into).collect(),
+            log_bytes: spec.log_bytes.unwrap_or_default(),
         }
     }
 }
