@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use garden_wire::IdRange;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::PidfdFlags;
 
 use crate::failure::{Result, Step as _, other};
 use crate::sys;
@@ -21,8 +22,15 @@ use crate::sys;
 /// Namespaces by their names in the OCI specification.
 pub(crate) type Namespaces = Vec<(String, OwnedFd)>;
 
+/// Namespaces that are made, and who was in them meanwhile.
+pub(crate) struct Prepared {
+    pub(crate) namespaces: Namespaces,
+    /// The pidfd of a child that is ending, and is to be reaped.
+    pub(crate) holder: OwnedFd,
+}
+
 /// Makes them: with a user namespace of these ids, or in the host's.
-pub(crate) fn make(ids: Option<&[IdRange]>) -> Result<Namespaces> {
+pub(crate) fn make(ids: Option<&[IdRange]>) -> Result<Prepared> {
     let (told, tell) = pipe_with(PipeFlags::CLOEXEC).step("cannot make a pipe")?;
     let (go, let_go) = pipe_with(PipeFlags::CLOEXEC).step("cannot make a pipe")?;
     match sys::fork().step("cannot fork for the namespaces")? {
@@ -34,8 +42,11 @@ pub(crate) fn make(ids: Option<&[IdRange]>) -> Result<Namespaces> {
         }
         sys::Fork::Parent(pid) => {
             drop((tell, go));
-            // The child ends with `let_go`, and is reaped like any stranger.
-            make_with(pid.as_raw_nonzero().get(), ids, &told, &let_go)
+            let holder = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+                .step("cannot get hold of the namespaces' holder")?;
+            // The child ends with `let_go`.
+            let namespaces = make_with(pid.as_raw_nonzero().get(), ids, &told, &let_go)?;
+            Ok(Prepared { namespaces, holder })
         }
     }
 }
