@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    attach, cleanup, completion, config, create, doctor, events, exec, health, images, inspect,
+    attach, cleanup, completion, config, cp, create, doctor, events, exec, health, images, inspect,
     limits, logs, ls, net_out, pea, port, prop, ps, pull, repro, rm, rootfs, run, scale, server,
     setup, shell, start, stats, stop, stream_in, stream_out, teardown, timeline, top, up, version,
     wait,
@@ -80,6 +80,7 @@ enum Verb {
     Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
     Pea(pea::PeaVerb),
+    Cp(cp::CpArgs),
     StreamIn(stream_in::StreamInArgs),
     StreamOut(stream_out::StreamOutArgs),
     #[command(subcommand)]
@@ -188,6 +189,7 @@ async fn run_verb(cli: Cli) -> anyhow::Result<u8> {
         Verb::Rootfs(args) => Ok(rootfs::run_after_flags(args)),
         Verb::Doctor(args) => doctor::run(args).await,
         Verb::Pea(verb) => pea::run(&target, verb).await,
+        Verb::Cp(args) => cp::run(&target, &args).await,
         Verb::StreamIn(args) => stream_in::run(&target, &args).await,
         Verb::StreamOut(args) => stream_out::run(&target, &args).await,
         Verb::Teardown(verb) => teardown::run(&target, &verb).await,

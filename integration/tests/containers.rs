@@ -466,13 +466,13 @@ fn a_default_image() {
     check(|world| {
         let image = world.images()?.tar("standard")?;
         let server = world.server_with(&["--default-rootfs", &image])?;
-        let output = server.cli().output(&["run", "--", "cat", "/etc/image"])?;
+        let output = server.cli().output(&["run", "-", "cat", "/etc/image"])?;
         ensure!(output == "standard", "{output}");
         let mut server = server;
         server.kill()?;
         drop(server);
         let without = world.server()?;
-        let outcome = without.cli().run(&["run", "--", "true"])?;
+        let outcome = without.cli().run(&["run", "-", "true"])?;
         outcome.expect_code(125)?;
         outcome.expect_one_line(&["no image"])?;
         ensure!(Path::new(&image).exists());

@@ -11,8 +11,16 @@ use anyhow::{Context, Result, bail, ensure};
 use garden_integration::{Cli, World, check};
 
 /// Not run here, but elsewhere: the beginning of the line, and where.
-const ELSEWHERE: [(&str, &str); 4] = [
+const ELSEWHERE: [(&str, &str); 6] = [
     ("garden server", "every test starts servers"),
+    (
+        "garden setup",
+        "it is about the whole host; tests/serving.rs",
+    ),
+    (
+        "garden cleanup",
+        "it is about the whole host; tests/serving.rs",
+    ),
     ("garden scale", "it takes minutes; ci/bars"),
     ("garden repro", "it needs a disk of its own; tests/repro.rs"),
     ("garden pull", "they need registries; tests/pull.rs"),
@@ -47,6 +55,11 @@ fn every_example_of_the_help_works() {
             prepare(world, &cli, line)?;
             if let Err(error) = run(world, &cli, line) {
                 failed.push(format!("{line}\n    {error:#}"));
+            }
+            // What an example has made is not what the next ones speak of.
+            if let Some((_, made)) = line.split_once("--name ") {
+                let name = made.split(' ').next().unwrap_or_default();
+                cli.output(&["rm", "-f", name])?;
             }
             count += 1;
         }
@@ -112,7 +125,7 @@ fn prepare(world: &World, cli: &Cli, line: &str) -> Result<()> {
             }
         };
     }
-    if line.starts_with("garden health rm") {
+    if line.starts_with("garden health") || line.starts_with("garden wait web") {
         let checks = file(world, "checks.json");
         cli.output(&["health", "set", "web", &checks])?;
     }
@@ -125,7 +138,7 @@ fn run(world: &World, cli: &Cli, line: &str) -> Result<()> {
         line = line.replace(real, here);
     }
     let endless = ENDLESS.contains(&line.as_str());
-    let limit = if endless { "timeout -s INT 1 " } else { "" };
+    let limit = if endless { "timeout -s INT 0.3 " } else { "" };
     // The programs beside it are found by its directory.
     let script = format!(
         "cd '{}' && PATH=$(dirname \"$garden\"):$PATH && {limit}{line}",

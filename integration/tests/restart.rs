@@ -100,7 +100,8 @@ fn create(cli: &Cli, image: &str, name: &str) -> Result<()> {
 /// Signals the supervisor of a container.
 fn signal_supervisor(world: &World, name: &str, signal: Signal) -> Result<()> {
     let reached = signal_all(world, signal, Whom::Supervisor(name));
-    ensure!(reached == 1, "{reached} supervisors of {name}");
+    // One of an earlier container of this name may be about to end.
+    ensure!(reached > 0, "no supervisor of {name}");
     Ok(())
 }
 

@@ -205,12 +205,12 @@ fn a_server_ends_though_clients_are_there_and_containers_run_on() {
         let silent = unix(server.socket())?;
         let mut half = unix(server.socket())?;
         half.write_all(b"GET /pi")?;
-        let attached = cli.start(&["exec", "lives", "sleep", "1000"])?;
+        let attached = cli.start(&["exec", "lives", "--", "sleep", "1000"])?;
         server.terminate()?;
         drop((silent, half, attached));
         server.restart()?;
         ensure!(cli.output(&["ls"])?.contains("lives"));
-        cli.output(&["exec", "lives", "true"])?;
+        cli.output(&["exec", "lives", "--", "true"])?;
         cli.output(&["rm", "lives"])?;
         Ok(())
     });
@@ -237,7 +237,7 @@ fn the_debug_server_tells_what_operators_read() {
         let cli = server.cli();
         let image = world.images()?.tar("base")?;
         cli.output(&["create", "--image", &image, "--name", "seen"])?;
-        cli.run(&["exec", "seen", "true"])?.expect_code(0)?;
+        cli.run(&["exec", "seen", "--", "true"])?.expect_code(0)?;
         let address = debug_address(world)?;
         let page = |target: &str| -> Result<String> {
             let mut stream = TcpStream::connect(&address)?;
@@ -333,10 +333,10 @@ fn the_status_page_shows_texts_as_texts() {
         cli.output(&["create", "--image", &image, "--name", "seen"])?;
         // The path of a program is a text that its container chooses.
         let evil = "/bin/<img src=x onerror=alert(1)>";
-        let script = format!("cp /bin/sleep '{evil}' || ln -s /bin/sleep '{evil}'");
-        cli.run(&["exec", "seen", "sh", "-c", &script])?
+        let script = format!("printf '#!/bin/sh\\nsleep 1000\\n' > '{evil}'; chmod 755 '{evil}'");
+        cli.run(&["exec", "seen", "--", "sh", "-c", &script])?
             .expect_code(0)?;
-        let _running = cli.start(&["exec", "seen", evil, "1000"])?;
+        let _running = cli.start(&["exec", "seen", "--", evil, "1000"])?;
         let (host, port) = debug_address(world)?;
         let profile: PathBuf = world.directory().join("profile");
         let mut shown = String::new();

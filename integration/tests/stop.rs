@@ -166,3 +166,78 @@ fn a_frozen_container_is_destroyed() {
         all_end_with(137, all)
     });
 }
+
+#[test]
+fn a_container_frozen_by_the_v1_freezer_is_destroyed() {
+    check(|world| {
+        let freezer = PathBuf::from("/sys/fs/cgroup/freezer");
+        if !freezer.join("cgroup.procs").exists() {
+            return garden_integration::skip("the cgroup v1 freezer");
+        }
+        let (server, image) = with_container(world)?;
+        let cli = server.cli();
+        let all = one_of_each(&cli, &image, POLITE)?;
+        // Swept with everything that carries the tag, if this fails.
+        let group = freezer.join(format!("frozen-{}", world.tag()));
+        std::fs::create_dir(&group)?;
+        let shown = cli.output(&["inspect", "app", "--json"])?;
+        let shown: serde_json::Value = serde_json::from_str(&shown)?;
+        let processes = shown["processes"].as_array().context("no processes")?;
+        ensure!(processes.len() == 3, "{shown}");
+        for process in processes {
+            let pid = process["pid"].as_i64().context("no pid")?.to_string();
+            std::fs::write(group.join("cgroup.procs"), pid)?;
+        }
+        std::fs::write(group.join("freezer.state"), "FROZEN")?;
+        wait_until("they are frozen", DEADLINE, || {
+            let state = std::fs::read_to_string(group.join("freezer.state"))?;
+            Ok(state.trim() == "FROZEN")
+        })?;
+        cli.output(&["rm", "app"])?;
+        all_end_with(137, all)?;
+        wait_until("nothing is left in the group", DEADLINE, || {
+            Ok(std::fs::remove_dir(&group).is_ok())
+        })
+    });
+}
+
+/// A process of the host that sits in a group keeps the group from being removed: on v1, where it
+/// can be in one hierarchy only and is not killed with the container.
+#[test]
+fn what_cannot_be_taken_away_is_shown_and_keeps_nobody() {
+    check(|world| {
+        let (mut server, image) = with_container(world)?;
+        let cli = server.cli();
+        let group = PathBuf::from(format!("/sys/fs/cgroup/memory/garden-{}/app", world.tag()));
+        if !group.exists() {
+            return garden_integration::skip("cgroup v1, where a group may be busy");
+        }
+        let mut guest = std::process::Command::new("sleep").arg("1000").spawn()?;
+        let stays = || -> Result<()> {
+            std::fs::write(group.join("cgroup.procs"), guest.id().to_string())?;
+            cli.output(&["rm", "app"])?;
+            wait_until("its cgroup is said to be busy", DEADLINE, || {
+                let left = cli.output(&["teardown", "ls"])?;
+                Ok(left.contains("cgroup") && left.contains("cannot remove the cgroup"))
+            })?;
+            // The handle is free, and the teardown of others goes by.
+            create(&cli, &image)?;
+            cli.output(&["rm", "app"])?;
+            wait_until("only the busy one is left", DEADLINE, || {
+                Ok(cli.output(&["teardown", "ls"])?.lines().count() == 2)
+            })
+        };
+        let stayed = stays();
+        // It outlives a restart, and ends when what blocks it does.
+        server.kill()?;
+        server.restart()?;
+        let left = server.cli().output(&["teardown", "ls"])?;
+        guest.kill()?;
+        guest.wait()?;
+        stayed?;
+        ensure!(left.contains("app"), "{left}");
+        server.cli().output(&["teardown", "wait"])?;
+        ensure!(!group.exists());
+        Ok(())
+    });
+}

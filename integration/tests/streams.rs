@@ -1,12 +1,15 @@
 //! Tar streams into and out of a container, against GNU tar as the other side.
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use garden_integration::{App, World, check};
+use garden_integration::{App, Leaks, World, check};
 
 /// Runs a script on the host, with the command lines of the app's server in its environment.
 fn shell(app: &App<'_>, script: &str) -> Result<String> {
@@ -220,6 +223,230 @@ fn an_archives_own_links_lead_nowhere() {
             $garden stream-in app /into <two.tar"
         ))?;
         ensure!(outcome.stderr.contains("'..'"), "{outcome:?}");
+        app.end()
+    });
+}
+
+/// Sends a request and gives up the connection when `most` bytes of it went or `most_back` came.
+fn cut_short(app: &App<'_>, request: &[u8], most: usize, most_back: usize) -> Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(app.server.socket())?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let _ = stream.write_all(&request[..most.min(request.len())]);
+    let mut answer = Vec::new();
+    if most >= request.len() {
+        stream.take(most_back as u64).read_to_end(&mut answer)?;
+    }
+    Ok(answer)
+}
+
+fn put(destination: &str, user: &str, tar: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "PUT /containers/app/files?destination={destination}&user={user} HTTP/1.1\r\nHost: x\r\n\
+         Connection: close\r\nContent-Type: application/x-tar\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
+    let mut request = head.into_bytes();
+    for piece in tar.chunks(70_000) {
+        request.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        request.extend_from_slice(piece);
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"0\r\n\r\n");
+    request
+}
+
+fn get(source: &str, user: &str) -> Vec<u8> {
+    format!(
+        "GET /containers/app/files?source={source}&user={user} HTTP/1.1\r\nHost: x\r\n\
+         Connection: close\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// The status and the rest of an answer.
+fn status(answer: &[u8]) -> (String, String) {
+    let text = String::from_utf8_lossy(answer);
+    let status = text.split(' ').nth(1).unwrap_or_default().to_owned();
+    (status, text.into_owned())
+}
+
+#[test]
+fn clients_leave_at_any_byte() {
+    check(|world| {
+        let app = App::start(world)?;
+        app.exec(
+            "mkdir /out; dd if=/dev/zero of=/out/big bs=1M count=3 2>/dev/null
+            for i in $(seq 300); do echo $i >/out/$i; done",
+        )?;
+        let directory = world.directory().join("in");
+        fs::create_dir(&directory)?;
+        for number in 0..200 {
+            fs::write(directory.join(number.to_string()), vec![b'n'; number * 20])?;
+        }
+        let tar = Command::new("tar")
+            .arg("-C")
+            .arg(&directory)
+            .args(["-cf", "-", "."])
+            .output()?;
+        let (up, down) = (put("/in", "", &tar.stdout), get("/out/", ""));
+        ensure!(status(&cut_short(&app, &up, up.len(), 9999)?).0 == "200");
+        let before = Leaks::now(world, Some(&app.server));
+        let whole = cut_short(&app, &down, down.len(), usize::MAX)?.len();
+        // Steps that share no factor with a block, a chunk or a buffer.
+        for number in 0..12 {
+            cut_short(&app, &up, number * 7919 % up.len(), 0)?;
+            cut_short(&app, &down, down.len(), number * 135_173 % whole)?;
+            cut_short(&app, &down, number * 7 % down.len(), 0)?;
+        }
+        before.expect_no_more(world, Some(&app.server))?;
+        ensure!(app.exec("cat /out/7")? == "7\n");
+        ensure!(status(&cut_short(&app, &up, up.len(), 9999)?).0 == "200");
+        app.end()
+    });
+}
+
+#[test]
+fn failures_have_a_status_and_a_text() {
+    check(|world| {
+        let app = App::start(world)?;
+        app.exec(
+            "mkdir /some /large; echo a >/some/a; echo b >/some/b; chmod 0 /some/a
+            dd if=/dev/zero of=/large/a bs=1M count=4 2>/dev/null; mkdir -m 0 /large/closed
+            chmod 755 /some /large; ln -s /etc/passwd /etc/way",
+        )?;
+        let tar = Command::new("tar")
+            .args(["-C", "/etc", "-cf", "-", "hostname"])
+            .output()?
+            .stdout;
+        let device = Command::new("tar")
+            .args(["-C", "/dev", "-cf", "-", "null"])
+            .output()?
+            .stdout;
+        let mut large = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(80 << 20);
+        large.append_data(&mut header, "much", std::io::repeat(0).take(80 << 20))?;
+        let large = large.into_inner()?;
+        let mut garbage = tar.clone();
+        garbage[20] ^= 1;
+        let told: [(&str, Vec<u8>, &[&str]); 13] = [
+            (
+                "nobody",
+                put("/x", "nobody-here", &tar),
+                &["error streaming in", "nobody-here"],
+            ),
+            (
+                "in a file",
+                put("/etc/passwd/x", "", &tar),
+                &["/etc/passwd/x", "Not a directory"],
+            ),
+            (
+                "in a link",
+                put("/etc/way/x", "", &tar),
+                &["/etc/way/x", "Not a directory"],
+            ),
+            (
+                "not allowed",
+                put("/etc", "vcap", &tar),
+                &["hostname", "Permission denied"],
+            ),
+            (
+                "no space",
+                put("/dev/full-up", "", &large),
+                &["much", "No space left"],
+            ),
+            ("read-only", put("/proc/sys", "", &tar), &["hostname"]),
+            ("a device", put("/x", "", &device), &["null", "devices"]),
+            ("garbage", put("/x", "", &garbage), &["checksum"]),
+            ("cut", put("/x", "", &tar[..600]), &["hostname"]),
+            (
+                "missing",
+                get("/missing", ""),
+                &["/missing", "No such file"],
+            ),
+            (
+                "a file with a slash",
+                get("/etc/passwd/", ""),
+                &["/etc/passwd/", "Not a directory"],
+            ),
+            ("nobody reads", get("/etc", "nobody-here"), &["nobody-here"]),
+            // Others may be read, but what is sent would be a part that nobody could tell from all.
+            (
+                "closed",
+                get("/some", "vcap"),
+                &["some/a", "Permission denied"],
+            ),
+        ];
+        for (name, request, words) in told {
+            let (status, text) = status(&cut_short(&app, &request, request.len(), 1 << 20)?);
+            ensure!(status == "500", "{name}: {text}");
+            for word in words {
+                ensure!(text.contains(word), "{name}: {word:?} is not in {text:?}");
+            }
+        }
+        // Behind the first bytes it is the missing end that tells.
+        let request = get("/large", "vcap");
+        let answer = cut_short(&app, &request, request.len(), usize::MAX)?;
+        ensure!(answer.starts_with(b"HTTP/1.1 200 "), "the head is lost");
+        ensure!(!answer.ends_with(b"0\r\n\r\n"), "a part ends like all");
+        let outcome = (app.cli()).shell("$garden stream-out app /large -u vcap | wc -c")?;
+        ensure!(outcome.stderr.contains("/large"), "{outcome:?}");
+        app.end()
+    });
+}
+
+#[test]
+fn a_stopped_container_has_its_files() {
+    check(|world| {
+        let server = world.server()?;
+        let image = world.images()?.tar("app")?;
+        server
+            .cli()
+            .output(&["create", "--image", &image, "--name", "app"])?;
+        server
+            .cli()
+            .output(&["exec", "app", "--", "sh", "-c", "echo kept >/kept"])?;
+        server.cli().output(&["stop", "app"])?;
+        let outcome = server.cli().shell(
+            "set -e; tar -C /etc -cf - hostname | $garden stream-in app /put
+            $garden stream-out app /put | tar -t; $garden stream-out app /kept | tar -xO",
+        )?;
+        outcome.expect_code(0)?;
+        ensure!(
+            outcome.stdout == "put/\nput/hostname\nkept\n",
+            "{outcome:?}"
+        );
+        server.cli().output(&["rm", "app"])?;
+        let outcome = server.cli().run(&["stream-out", "app", "/kept"])?;
+        outcome.expect_code(125)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn links_of_an_archive_do_not_lead_each_other() {
+    check(|world| {
+        let app = App::start(world)?;
+        // `first` is made at once, `second` at the end, and the third would go through both.
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, target) in [
+            ("first", "second"),
+            ("second", "/etc"),
+            ("first/third", "/nowhere"),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            tar.append_link(&mut header, name, target)?;
+        }
+        let request = put("/into", "", &tar.into_inner()?);
+        let (status, text) = status(&cut_short(&app, &request, request.len(), 9999)?);
+        ensure!(status == "500" && text.contains("first/third"), "{text}");
+        let seen = app.exec("ls -d /etc/third 2>/dev/null || echo clean")?;
+        ensure!(seen == "clean\n", "{seen}");
+        // Devices and sockets: the first are described, the others mean nothing elsewhere.
+        let seen = shell(&app, "$garden stream-out app /dev/null | tar -tv")?;
+        ensure!(seen.starts_with("crw-rw-rw-"), "{seen}");
         app.end()
     });
 }

@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use garden_peas::teardown::{Kind, Phase, Progress, Stage, Target};
+use garden_peas::teardown::{Kind, Phase, Progress, Queue, Stage, Target};
 use support::{FakeStages, Script, files, open, options, target};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -153,6 +153,31 @@ async fn stages_that_never_return_hold_up_neither_others_nor_the_shutdown() {
         5,
         "they are kept for the next start"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_may_have_a_deadline_of_its_own() {
+    let place = tempfile::tempdir().expect("tempdir");
+    let stages = FakeStages::new();
+    stages.script("quick", Stage::Cgroup, Script::Never);
+    stages.script("slow", Stage::Trash, Script::Never);
+    let mut options = options();
+    let minute = Duration::from_secs(60);
+    options.deadlines = [(Stage::Trash, minute)].into();
+    let queue = Queue::open(place.path(), stages.clone(), options).expect("queue");
+    queue.enqueue(target("quick"));
+    queue.enqueue(target("slow"));
+    let stuck = || -> Vec<Stage> {
+        let jobs = queue.snapshot().jobs.into_iter();
+        jobs.filter(|job| job.stuck())
+            .map(|job| job.stage)
+            .collect()
+    };
+    sleep(Duration::from_secs(11)).await;
+    assert_eq!(stuck(), [Stage::Cgroup]);
+    sleep(minute).await;
+    assert_eq!(stuck(), [Stage::Cgroup, Stage::Trash]);
+    queue.shutdown(GRACE).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -40,7 +40,6 @@ pub(crate) async fn run(target: &Target, args: ExecArgs) -> Result<u8> {
     let client = target.server().await?;
     let spec = ProcessSpec {
         env: args.env,
-        log_bytes: args.detach.then_some(super::start::LOG_BYTES),
         ..args.process.spec(&args.command)
     };
     if args.detach {

@@ -1,7 +1,8 @@
 //! `garden logs`: what was kept of the output of processes that nobody follows.
 //!
-//! Kept for what `run -d`, `start`, `exec -d` and `pea run -d` start; the last of it, a mebibyte
-//! for each process, for as long as the container exists.
+//! Kept for what `run -d`, `start`, `up` and `pea run -d` start; the last of it, a mebibyte for each
+//! process, for as long as the container exists. Not for `exec -d`, as in docker: its output waits
+//! for `garden attach`.
 
 use std::io::Write as _;
 
@@ -119,7 +120,7 @@ async fn newest(client: &Client, name: &Handle) -> Result<ProcessId> {
     match main.or(logs.last()) {
         Some(log) => Ok(log.process.clone()),
         None => bail!(
-            "no output is kept in {name}: it is of what `garden run -d`, `start`, `exec -d` and \
+            "no output is kept in {name}: it is of what `garden run -d`, `start`, `up` and \
              `pea run -d` start"
         ),
     }

@@ -13,12 +13,12 @@ use crate::{table, values};
 #[command(after_help = "Examples:
   garden port web
   garden port web 8080:80
-  garden port web :80        any port of the pool")]
+  garden port web :80")]
 pub(crate) struct PortArgs {
     /// The container
     #[arg(value_name = "NAME", value_parser = values::handle)]
     name: Handle,
-    /// Lead this port of the host to that of the container
+    /// Lead this port of the host to that of the container; without one of the host, any of the pool
     #[arg(value_name = "HOST:CONTAINER", value_parser = values::port)]
     add: Option<PortMapping>,
     /// For programs

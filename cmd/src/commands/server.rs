@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -318,12 +319,19 @@ pub(crate) async fn run(target: &Target, args: ServerArgs) -> Result<u8> {
     } = args.listen.apply(target, args.policy.default_grace_time)?;
     // Before anything is begun: a port that is taken is noticed now.
     let debug = debug.map(Listen::bind).transpose()?;
-    let hosted = Hosted::start(args.manager()?, listen, serving).await?;
+    let starting = Hosted::start(args.manager()?, listen, serving);
+    // From now on a signal ends the server in order; while it starts there is nothing to finish.
+    let mut interrupted = pin!(streams::interrupted());
+    let hosted = tokio::select! {
+        biased;
+        code = &mut interrupted => return Ok(code),
+        hosted = starting => hosted?,
+    };
     if let Some(listeners) = debug {
         hosted.debug(listeners, logging::levels());
     }
     notify.ready();
-    streams::interrupted().await;
+    interrupted.await;
     tracing::info!("ending; containers run on");
     notify.stopping();
     tokio::select! {

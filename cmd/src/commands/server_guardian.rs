@@ -25,7 +25,7 @@ pub(crate) enum Fate {
 use Fate::{Refused, Unused};
 
 /// The fate of each flag here, by its long name.
-pub(crate) const FATES: [(&str, Fate); 22] = [
+pub(crate) const FATES: [(&str, Fate); 21] = [
     (
         "skip-setup",
         Unused("the server sets up at each start what is missing"),
@@ -33,10 +33,6 @@ pub(crate) const FATES: [(&str, Fate); 22] = [
     (
         "properties-path",
         Unused("properties are in the containers' records"),
-    ),
-    (
-        "port-pool-properties-path",
-        Unused("ports are in the containers' records"),
     ),
     (
         "console-sockets-path",
@@ -107,9 +103,6 @@ pub(crate) struct GuardianArgs {
     /// Not needed
     #[arg(long, hide_short_help = true, value_name = "PATH")]
     properties_path: Option<PathBuf>,
-    /// Not needed
-    #[arg(long, hide_short_help = true, value_name = "PATH")]
-    port_pool_properties_path: Option<PathBuf>,
     /// Not needed
     #[arg(long, hide_short_help = true, value_name = "PATH")]
     console_sockets_path: Option<PathBuf>,
@@ -205,10 +198,6 @@ impl GuardianArgs {
         let given = [
             ("skip-setup", self.skip_setup),
             ("properties-path", self.properties_path.is_some()),
-            (
-                "port-pool-properties-path",
-                self.port_pool_properties_path.is_some(),
-            ),
             ("console-sockets-path", self.console_sockets_path.is_some()),
             ("assets-dir", self.assets_dir.is_some()),
             ("dadoo-bin", self.dadoo_bin.is_some()),

@@ -11,10 +11,12 @@
 //! into the kernel for one subnet's bridge only, never for all.
 
 pub mod cidr;
+pub mod cni;
 mod conntrack;
 pub mod detect;
 pub mod dns;
 mod error;
+pub mod external;
 mod forwarding;
 mod lease;
 mod leaving;
@@ -24,6 +26,7 @@ mod netlink;
 mod network;
 mod nft;
 mod options;
+mod plugin;
 pub mod ports;
 mod reach;
 mod rotation;
@@ -37,4 +40,5 @@ pub use names::{Names, Tag, TagError};
 pub use network::{Network, PortRequest, Rejected, Spec, Start, Usage};
 pub use nft::Repair;
 pub use options::{DenyNetwork, Options};
+pub use plugin::PluginError;
 pub use rules::{NetOutRule, Protocol};

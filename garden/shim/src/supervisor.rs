@@ -183,12 +183,18 @@ impl Supervisor {
 
     fn accept(&mut self) {
         let flags = rustix::net::SocketFlags::CLOEXEC;
-        if let Ok(socket) = rustix::net::accept_with(&self.listener, flags) {
-            self.next_connection += 1;
-            self.connections.push(Connection {
-                number: self.next_connection,
-                socket,
-            });
+        match rustix::net::accept_with(&self.listener, flags) {
+            Ok(socket) => {
+                self.next_connection += 1;
+                self.connections.push(Connection {
+                    number: self.next_connection,
+                    socket,
+                });
+            }
+            // Shut down by the server, which does not know of this shim: its zygote died before it
+            // could tell, and another shim was made instead.
+            Err(rustix::io::Errno::INVAL) => self.finished = self.processes.is_empty(),
+            Err(_) => {}
         }
     }
 

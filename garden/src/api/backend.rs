@@ -43,8 +43,24 @@ pub struct StreamIn {
     pub user: String,
     /// Where they go; made when missing; relative to the user's home.
     pub destination: String,
+    /// Owners, and modes as they are, come from the archive.
+    pub owners: bool,
     /// The files.
     pub tar: TarStream,
+}
+
+/// Files to get out of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilesOut {
+    /// Who reads them; root when empty.
+    pub user: String,
+    /// A file, or a directory, of which only the content is meant when it ends in `/`; relative to
+    /// the user's home.
+    pub source: String,
+    /// Only what the first entry says, without any content.
+    pub head: bool,
+    /// A source that is a symbolic link stands for what it leads to.
+    pub follow: bool,
 }
 
 /// How the host's kernel counts a share of the CPU.
@@ -104,13 +120,11 @@ pub trait Backend: Send + Sync + 'static {
         files: StreamIn,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Packs a file or a directory (its content only when `source` ends in `/`) as `user` (root
-    /// when empty). The stream is dropped early by a client that has enough.
+    /// Packs files. The stream is dropped early by a client that has enough.
     fn stream_out(
         &self,
         handle: &Handle,
-        user: &str,
-        source: &str,
+        files: FilesOut,
     ) -> impl Future<Output = Result<TarStream, Error>> + Send;
 
     /// All properties.

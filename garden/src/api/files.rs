@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::io::{ReaderStream, StreamReader};
 use tracing::Instrument;
 
-use super::backend::{Backend, StreamIn};
+use super::backend::{Backend, FilesOut, Filters, StreamIn};
 use super::channel::{Mapped, Received};
 use super::grace::Touch;
 use super::handlers::{Answer, Body, done};
@@ -40,12 +40,15 @@ pub(super) async fn stream_in<B: Backend>(
     request: Request<Incoming>,
 ) -> Answer {
     let mut parameters = query(request.uri().query().unwrap_or_default());
+    // Of our own: what a client of Guardian's never sends.
+    let owners = is_set(&parameters, "owners");
     let (sender, receiver) = mpsc::channel(4);
     let forward = forward(request.into_body(), sender);
     let forward = tokio::spawn(forward.in_current_span());
     let files = StreamIn {
         user: parameters.remove("user").unwrap_or_default(),
         destination: parameters.remove("destination").unwrap_or_default(),
+        owners,
         tar: Box::pin(StreamReader::new(Received(receiver))),
     };
     let outcome = backend.stream_in(handle, files).await;
@@ -89,15 +92,21 @@ pub(super) async fn stream_out<B: Backend>(
     touch: Touch,
     request: &Request<Incoming>,
 ) -> Answer {
-    let parameters = query(request.uri().query().unwrap_or_default());
-    let parameter = |name: &str| parameters.get(name).map_or("", String::as_str);
-    let (user, source) = (parameter("user"), parameter("source"));
-    let mut tar = backend.stream_out(handle, user, source).await?;
-    // A failure before the first byte can still be told.
-    let mut first = vec![0; PIECE];
+    let mut parameters = query(request.uri().query().unwrap_or_default());
+    let files = FilesOut {
+        user: parameters.remove("user").unwrap_or_default(),
+        source: parameters.remove("source").unwrap_or_default(),
+        head: is_set(&parameters, "head"),
+        follow: is_set(&parameters, "follow"),
+    };
+    let source = files.source.clone();
+    let mut tar = backend.stream_out(handle, files).await?;
+    // A failure before the head of the response is gone can still be told, so it is kept back until
+    // there is a whole piece, or until all is known to be well.
+    let mut first = Vec::new();
     let failed = |error| Error::host(format!("streaming out {source}"), error);
-    let length = tar.read(&mut first).await.map_err(failed)?;
-    first.truncate(length);
+    let peek = (&mut tar).take(PIECE as u64).read_to_end(&mut first).await;
+    peek.map_err(failed)?;
     let rest = ReaderStream::with_capacity(io::Cursor::new(first).chain(tar), PIECE);
     let frames = Mapped::new(rest, move |piece: io::Result<Bytes>| {
         // The container is in use until the last byte was taken.
@@ -111,4 +120,8 @@ pub(super) async fn stream_out<B: Backend>(
     let kind = HeaderValue::from_static("application/x-tar");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)
+}
+
+fn is_set(parameters: &Filters, name: &str) -> bool {
+    parameters.get(name).is_some_and(|value| value == "true")
 }

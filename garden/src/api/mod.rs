@@ -40,7 +40,7 @@ pub(crate) mod testing;
 mod tests;
 pub(crate) mod wire;
 
-pub use backend::{Backend, CpuScale, Filters, StreamIn, TarStream};
+pub use backend::{Backend, CpuScale, FilesOut, Filters, StreamIn, TarStream};
 pub use health::Checks;
 pub use listen::{Listen, ListenError, Listeners};
 pub use meters::Meters;

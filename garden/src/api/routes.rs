@@ -324,7 +324,11 @@ mod tests {
         for path in document["paths"].as_object().unwrap().keys() {
             let example = path.replace(['{', '}'], "");
             for method in METHODS {
-                let known = Route::parse(method, &example).is_ok();
+                // With DELETE these are handles like any other.
+                let known = match (method, example.starts_with("/containers/bulk_")) {
+                    ("DELETE", true) => continue,
+                    _ => Route::parse(method, &example).is_ok(),
+                };
                 let told = document["paths"][path].get(method.to_lowercase()).is_some();
                 assert_eq!(known, told, "{method} {path}");
             }

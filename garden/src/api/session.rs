@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::frames::{Decoder, Frame, FrameError};
@@ -61,6 +61,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         stdout,
         stderr,
         control,
+        input_room,
         mut exit,
     } = attachment;
     let pair = context.streams.open();
@@ -74,7 +75,10 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     opening.extend(Frame::first(id.as_str(), &pair.id).bytes());
     let mut inbox = Inbox::new(Decoder::new(early));
     let end = match send(&mut stream, &opening).await {
-        true => listen(&mut stream, &mut inbox, &control, &mut exit, &context.stop).await,
+        true => {
+            let process = (&control, &*input_room);
+            listen(&mut stream, &mut inbox, process, &mut exit, &context.stop).await
+        }
         false => End::Detached,
     };
     let last = match end {
@@ -88,7 +92,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             detached.cancel();
             drop((stream, touch));
             tokio::select! {
-                () = inbox.deliver_rest(&control) => {}
+                () = inbox.deliver_rest(&control, &input_room) => {}
                 _ = ended(&mut exit) => {}
                 () = context.stop.cancelled() => {}
             }
@@ -139,7 +143,7 @@ async fn cut(
 async fn listen<S: AsyncRead + Unpin>(
     stream: &mut S,
     inbox: &mut Inbox,
-    control: &mpsc::Sender<Control>,
+    (control, input_room): (&mpsc::Sender<Control>, &Semaphore),
     exit: &mut watch::Receiver<Option<Exit>>,
     stop: &CancellationToken,
 ) -> End {
@@ -151,6 +155,9 @@ async fn listen<S: AsyncRead + Unpin>(
             biased;
             exit = ended(exit) => return End::Exit(exit),
             () = stop.cancelled() => return End::Stopped,
+            room = input_room.acquire_many(inbox.wanted()), if inbox.wanted() > 0 => {
+                inbox.grant(room.ok());
+            }
             permit = control.reserve(), if inbox.waits() => match (permit, inbox.take()) {
                 (Ok(permit), Some(wish)) => permit.send(wish),
                 (Ok(_), None) => {}
@@ -173,6 +180,8 @@ struct Inbox {
     urgent: VecDeque<Control>,
     input: VecDeque<Control>,
     input_bytes: usize,
+    /// There is room for the first of the input.
+    granted: bool,
     /// Nobody takes anything any more.
     closed: bool,
 }
@@ -184,6 +193,7 @@ impl Inbox {
             urgent: VecDeque::new(),
             input: VecDeque::new(),
             input_bytes: 0,
+            granted: false,
             closed: false,
         }
     }
@@ -205,8 +215,31 @@ impl Inbox {
         Ok(())
     }
 
+    /// Whether something can be sent to the process now.
     fn waits(&self) -> bool {
-        !(self.urgent.is_empty() && self.input.is_empty())
+        let ready = match self.input.front() {
+            Some(Control::Stdin(_)) => self.granted,
+            other => other.is_some(),
+        };
+        ready || !self.urgent.is_empty()
+    }
+
+    /// How much room the first of the input still needs.
+    fn wanted(&self) -> u32 {
+        match self.input.front() {
+            Some(Control::Stdin(bytes)) if !self.granted => {
+                u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+            }
+            _ => 0,
+        }
+    }
+
+    /// There is room for it; or no need of any, when nothing is read any more.
+    fn grant(&mut self, room: Option<SemaphorePermit<'_>>) {
+        if let Some(room) = room {
+            room.forget();
+        }
+        self.granted = true;
     }
 
     fn has_room(&self) -> bool {
@@ -217,6 +250,7 @@ impl Inbox {
         let wish = self.urgent.pop_front().or_else(|| self.input.pop_front());
         if let Some(Control::Stdin(bytes)) = &wish {
             self.input_bytes -= bytes.len();
+            self.granted = false;
         }
         wish
     }
@@ -229,8 +263,13 @@ impl Inbox {
     }
 
     /// A client that says something and leaves at once is heard.
-    async fn deliver_rest(&mut self, control: &mpsc::Sender<Control>) {
-        while let Some(wish) = self.take() {
+    async fn deliver_rest(&mut self, control: &mpsc::Sender<Control>, input_room: &Semaphore) {
+        loop {
+            if self.urgent.is_empty() && self.wanted() > 0 {
+                let room = input_room.acquire_many(self.wanted()).await;
+                self.grant(room.ok());
+            }
+            let Some(wish) = self.take() else { return };
             if control.send(wish).await.is_err() {
                 return;
             }

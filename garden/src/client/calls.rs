@@ -22,7 +22,7 @@ use crate::api::wire::{
     WireInfo, WireLimits, WireMetrics, WireNetOutRule, WirePorts, WireStop, WireValue,
     grace_to_nanos,
 };
-use crate::api::{Filters, Peas, Ps};
+use crate::api::{FilesOut, Filters, Peas, Ps};
 use crate::error::Error;
 use crate::model::{
     Capacity, ContainerSpec, Handle, Limits, Metrics, NetOutRule, PortMapping, ProcessInfo,
@@ -133,6 +133,30 @@ impl Client {
         tar: impl AsyncRead + Send + 'static,
     ) -> Result<(), Error> {
         let parameters = query([("destination", destination), ("user", user)]);
+        self.put_tar(handle, &parameters, tar).await
+    }
+
+    /// The same as root, with owners and modes as the archive has them.
+    pub async fn stream_in_owned(
+        &self,
+        handle: &Handle,
+        destination: &str,
+        tar: impl AsyncRead + Send + 'static,
+    ) -> Result<(), Error> {
+        let parameters = [
+            ("destination", destination),
+            ("user", ""),
+            ("owners", "true"),
+        ];
+        self.put_tar(handle, &query(parameters), tar).await
+    }
+
+    async fn put_tar(
+        &self,
+        handle: &Handle,
+        parameters: &str,
+        tar: impl AsyncRead + Send + 'static,
+    ) -> Result<(), Error> {
         let target = format!("{}{parameters}", of(handle, &["files"]));
         let frames = Mapped::new(
             ReaderStream::with_capacity(tar, 256 << 10),
@@ -149,8 +173,23 @@ impl Client {
         user: &str,
         source: &str,
     ) -> Result<StreamOut, Error> {
-        let parameters = query([("source", source), ("user", user)]);
-        let target = format!("{}{parameters}", of(handle, &["files"]));
+        let files = FilesOut {
+            user: user.to_owned(),
+            source: source.to_owned(),
+            ..FilesOut::default()
+        };
+        self.files_out(handle, &files).await
+    }
+
+    /// The same, or only a description, or through a link.
+    pub async fn files_out(&self, handle: &Handle, files: &FilesOut) -> Result<StreamOut, Error> {
+        let mut parameters = vec![("source", &*files.source), ("user", &*files.user)];
+        for (name, set) in [("head", files.head), ("follow", files.follow)] {
+            if set {
+                parameters.push((name, "true"));
+            }
+        }
+        let target = format!("{}{}", of(handle, &["files"]), query(parameters));
         let body = self.send(self.get(target)).await?.into_body();
         let data = Mapped::new(body.into_data_stream(), |piece: Result<_, hyper::Error>| {
             piece.map_err(io::Error::other)

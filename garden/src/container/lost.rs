@@ -1,10 +1,11 @@
 //! The death of a supervisor, or of a container's init.
 //!
 //! Without its supervisor nobody would learn how a container's processes end, or start new ones in
-//! it. So everything in it is killed, and its cgroups, root filesystems and network go at once, by a
-//! teardown of their own. The container itself stays: it is listed, in the state `stopped` and with
-//! an event that says why, what it had is refused with [`Error::ContainerLost`], and destroying it
-//! frees its handle. As with Guardian, only a destroy takes a handle away from under a client.
+//! it. So everything in it is killed, and its cgroups and root filesystems go at once, by a teardown
+//! of their own; its addresses and ports stay its own. The container itself stays: it is listed, in
+//! the state `stopped` and with an event that says why, what needs its processes is refused with
+//! [`Error::ContainerLost`], and destroying it frees its handle. As with Guardian, only a destroy
+//! takes a handle away from under a client.
 //!
 //! Called by the follower of a supervisor's events and by a start that does not reach one. What
 //! processes left on file as their exit stays true; of others it is told that it is not known.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::model::{Exit, ProcessId, ProcessInfo, Signal};
 use crate::process::streams::{Input, Output};
@@ -163,6 +163,22 @@ impl ProcessEntry {
         })
     }
 
+    /// Permits for input; none are needed where nothing is read.
+    fn input_room(&self) -> Arc<Semaphore> {
+        let stdin = self
+            .running
+            .get()
+            .and_then(|running| running.streams.stdin.as_ref());
+        stdin.map_or_else(
+            || {
+                let none = Semaphore::new(0);
+                none.close();
+                Arc::new(none)
+            },
+            Input::room,
+        )
+    }
+
     /// Its outputs from now on, for a listener of the server's own. Unless `now`, nothing is read
     /// before somebody attaches. `None` before it runs.
     pub(crate) fn listen(
@@ -200,6 +216,7 @@ impl ProcessEntry {
             stdout,
             stderr,
             control,
+            input_room: self.input_room(),
             // One whose other end is gone tells that it is lost.
             exit: self.exit().unwrap_or_else(|| watch::channel(None).1),
         })

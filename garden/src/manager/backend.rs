@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Manager, files};
-use crate::api::{Backend, CpuScale, Filters, StreamIn, TarStream};
+use crate::api::{Backend, CpuScale, FilesOut, Filters, StreamIn, TarStream};
 use crate::checks::{CheckSpec, HealthStatus};
 use crate::depot::ContainerRecord;
 use crate::error::Error;
@@ -133,13 +133,8 @@ impl Backend for Manager {
         files::stream_in(&self.find_alive(handle).await?, files).await
     }
 
-    async fn stream_out(
-        &self,
-        handle: &Handle,
-        user: &str,
-        source: &str,
-    ) -> Result<TarStream, Error> {
-        files::stream_out(&self.find_alive(handle).await?, user, source).await
+    async fn stream_out(&self, handle: &Handle, files: FilesOut) -> Result<TarStream, Error> {
+        files::stream_out(&self.find_alive(handle).await?, files).await
     }
 
     async fn properties(&self, handle: &Handle) -> Result<BTreeMap<String, String>, Error> {

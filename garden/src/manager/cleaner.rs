@@ -156,7 +156,7 @@ async fn kill(services: Arc<Services>, target: &Target) -> Result<(), StageError
     .map_err(|error| StageError::new("cannot start a thread", error))??;
     if kind == Kind::Container {
         for directory in records {
-            end_shim(&directory).await;
+            end_shim(&directory).await?;
         }
     }
     Ok(())
@@ -200,28 +200,38 @@ fn place_of(group: &Path) -> Option<Place<'_>> {
 }
 
 /// Ends the supervisor of a container whose processes are gone. One that is gone is fine, one
-/// that refuses has a process that the kill has just ended and will be asked again.
-async fn end_shim(directory: &Path) {
+/// that refuses has a process that the kill has just ended and is asked again: it must not stay
+/// when its socket goes.
+async fn end_shim(directory: &Path) -> Result<(), StageError> {
     use std::os::fd::AsFd as _;
     let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let Ok(directory) = rustix::fs::open(directory, flags, rustix::fs::Mode::empty()) else {
-        return;
+        return Ok(());
     };
     let Ok((shim, _, _)) = crate::runtime::shim::Shim::connect(directory.as_fd()).await else {
-        return;
+        return Ok(());
     };
-    for _ in 0..50 {
-        if shim.shutdown().await.is_ok() {
-            return;
+    let deadline = tokio::time::Instant::now() + KILL_PATIENCE;
+    while let Err(error) = shim.shutdown().await {
+        if shim.is_dead() {
+            break;
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(StageError::new("the supervisor does not end", error));
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    tracing::warn!("a supervisor does not end; it will be asked again at the next start");
+    Ok(())
 }
 
 /// Takes the container's part of the network away. What it was is in its record, which is removed
 /// last.
 async fn disconnect(services: Arc<Services>, target: &Target) -> Result<(), StageError> {
+    if target.instance.ends_with(POD) {
+        // Its links went with its processes. Its addresses and ports stay its own until it is
+        // destroyed: clients still know it by them.
+        return Ok(());
+    }
     let (handle, instance) = (target.container.clone(), target.instance.clone());
     on_own_thread("garden-unlink", move || {
         let record = services.depot.gone_record(&instance);

@@ -401,12 +401,11 @@ async fn spawn_shim(
     record: &ContainerRecord,
     dir: &ContainerDir,
 ) -> Result<Connected, Error> {
-    let listener = shim::listen(dir.fd())
-        .map_err(|error| Error::host("cannot make the supervisor's socket", error))?;
     let ids = (!record.spec.privileged).then_some(record.ids.as_slice());
+    let listen = || shim::listen(dir.fd());
     services
         .zygote
-        .spawn(handle, ids, &listener, dir.processes())
+        .spawn(handle, ids, listen, dir.processes())
         .await?;
     let (shim, _, events) = Shim::connect(dir.fd()).await?;
     Ok((shim, events))

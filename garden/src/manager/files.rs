@@ -13,7 +13,7 @@ use garden_wire::{PACKED, Pack, Unpack};
 use tokio::io::{AsyncRead, AsyncWriteExt as _, BufReader, ReadBuf};
 use tokio::net::unix::pipe;
 
-use crate::api::{StreamIn, TarStream};
+use crate::api::{FilesOut, StreamIn, TarStream};
 use crate::container::Container;
 use crate::error::Error;
 use crate::process::streams;
@@ -42,6 +42,7 @@ async fn unpack(container: &Arc<Container>, files: StreamIn) -> Result<(), Error
         gid: user.gid,
         destination: absolute(&user, &files.destination),
         groups: user.additional_gids,
+        owners: files.owners,
     };
     let (read, write) = make_pipe()?;
     let mut write = streams::writer(write).map_err(failed)?;
@@ -70,15 +71,16 @@ async fn unpack(container: &Arc<Container>, files: StreamIn) -> Result<(), Error
 /// Packs a path; returns when the first bytes are on their way.
 pub(super) async fn stream_out(
     container: &Arc<Container>,
-    user: &str,
-    source: &str,
+    files: FilesOut,
 ) -> Result<TarStream, Error> {
-    let user = find_user(container, user).await?;
+    let user = find_user(container, &files.user).await?;
     let request = Pack {
         uid: user.uid,
         gid: user.gid,
-        source: absolute(&user, source),
+        source: absolute(&user, &files.source),
         groups: user.additional_gids,
+        head: files.head,
+        follow: files.follow,
     };
     let (data, stream) = make_pipe()?;
     let (end, status) = make_pipe()?;
@@ -88,6 +90,7 @@ pub(super) async fn stream_out(
         data: streams::reader(data).map_err(failed)?,
         status: streams::reader(end).map_err(failed)?,
         said: Vec::new(),
+        failing: false,
     }))
 }
 
@@ -123,6 +126,8 @@ struct Outgoing {
     data: pipe::Receiver,
     status: pipe::Receiver,
     said: Vec<u8>,
+    /// The failure is known, and is returned by the next read.
+    failing: bool,
 }
 
 impl AsyncRead for Outgoing {
@@ -147,6 +152,12 @@ impl AsyncRead for Outgoing {
         }
         if self.said == PACKED {
             return Poll::Ready(Ok(()));
+        }
+        // An HTTP connection whose body fails drops what it has not written yet: once it is left idle,
+        // so that it writes what it has, the head of the response first of all.
+        if !std::mem::replace(&mut self.failing, true) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
         let said = match &self.said[..] {
             [] => "its packer was killed".into(),

@@ -7,8 +7,10 @@
 //! Dropping `control` is how a consumer detaches: the process runs on, and its standard input
 //! must *not* end by it; only [`Control::CloseStdin`] ends it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::model::{Exit, ProcessId, Signal, WindowSize};
 
@@ -28,6 +30,10 @@ pub struct Attachment {
     /// What its user wants of it. The receiver must keep taking: input that the process does not
     /// read must not hold back a signal or a resize that comes after it.
     pub control: mpsc::Sender<Control>,
+    /// A permit for each byte of input that may wait for the process. Whoever sends input takes as
+    /// many first and forgets them: they come back when the process has read. Closed when nothing is
+    /// read any more.
+    pub input_room: Arc<Semaphore>,
     /// How it ended. Set only after everything that was readable at the moment of the exit was
     /// put into the output channels. A sender that is dropped without having set it means that
     /// sight of the process was lost.

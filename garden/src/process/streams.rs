@@ -7,13 +7,13 @@
 //! discarded, so that a process does not hang for want of an audience.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Pieces of output that may wait for one attachment.
 const QUEUE: usize = 64;
@@ -172,9 +172,15 @@ fn would_block(read: &std::io::Result<usize>) -> bool {
     matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
+/// Input that may wait for one process, in bytes; more is left with those who send it.
+const INPUT_ROOM: usize = 1 << 20;
+
 /// Where standard input goes.
 #[derive(Debug, Clone)]
-pub(crate) struct Input(mpsc::UnboundedSender<Bytes>);
+pub(crate) struct Input {
+    queue: mpsc::UnboundedSender<Bytes>,
+    room: Arc<Semaphore>,
+}
 
 impl Input {
     /// Starts to write to `writer`. `closed` is run when the input has ended and all of it is
@@ -183,31 +189,42 @@ impl Input {
         mut writer: pipe::Sender,
         closed: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
-        let (sender, mut receiver) = mpsc::unbounded_channel::<Bytes>();
+        // Bounded by the room, which whoever sends has taken.
+        let (queue, mut receiver) = mpsc::unbounded_channel::<Bytes>();
+        let room = Arc::new(Semaphore::new(INPUT_ROOM));
+        let given_back = Arc::clone(&room);
         tokio::spawn(async move {
             while let Some(piece) = receiver.recv().await {
                 // An empty piece is the end.
                 if piece.is_empty() || writer.write_all(&piece).await.is_err() {
                     break;
                 }
+                given_back.add_permits(piece.len());
             }
+            // What comes now is lost, as in a pipe that nobody reads: nobody is to wait for it.
+            given_back.close();
             drop(writer);
             receiver.close();
             closed.await;
         });
-        Self(sender)
+        Self { queue, room }
+    }
+
+    /// Permits for bytes that may wait; see [`super::Attachment::input_room`].
+    pub(crate) fn room(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.room)
     }
 
     /// Queues bytes; ignored after the end.
     pub(crate) fn send(&self, piece: Bytes) {
         if !piece.is_empty() {
-            let _ = self.0.send(piece);
+            let _ = self.queue.send(piece);
         }
     }
 
     /// Ends the input after what is queued.
     pub(crate) fn close(&self) {
-        let _ = self.0.send(Bytes::new());
+        let _ = self.queue.send(Bytes::new());
     }
 }
 

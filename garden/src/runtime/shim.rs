@@ -63,11 +63,16 @@ pub enum Event {
     Gone,
 }
 
-/// Makes the listening socket for a shim, in the container's directory.
+/// Makes the listening socket for a shim, in the container's directory, in the place of an earlier
+/// one.
 ///
 /// # Errors
 /// The kernel's.
 pub fn listen(directory: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    match rustix::fs::unlinkat(directory, SOCKET, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
     let socket = packet_socket()?;
     rustix::net::bind(&socket, &address(directory)?)?;
     rustix::net::listen(&socket, 16)?;
@@ -180,6 +185,9 @@ impl Shim {
     /// # Errors
     /// What the container's file system or the archive brought up.
     pub async fn unpack(&self, unpack: Unpack, stream: BorrowedFd<'_>) -> Result<(), Error> {
+        if unpack.owners {
+            self.since(3, "keep the owners of files")?;
+        }
         self.done(Request::Unpack(unpack), &[stream]).await
     }
 
@@ -223,6 +231,9 @@ impl Shim {
         status: BorrowedFd<'_>,
     ) -> Result<(), Error> {
         self.since(2, "pack files")?;
+        if pack.head || pack.follow {
+            self.since(3, "describe files, or follow links to them")?;
+        }
         self.done(Request::Pack(pack), &[stream, status]).await
     }
 

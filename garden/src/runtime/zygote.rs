@@ -56,8 +56,12 @@ impl Zygote {
         })
     }
 
-    /// Makes a shim that listens on `listener` and writes exit records below `records`. It has the
-    /// namespaces of its pod made, with these ids. Returns its pid and pidfd.
+    /// Makes a shim that listens on what `listen` makes and writes exit records below `records`. It
+    /// has the namespaces of its pod made, with these ids. Returns its pid and pidfd.
+    ///
+    /// A zygote that dies may have made the shim and not said so. Another shim must not share its
+    /// socket: a client would reach one or the other. So the socket of the first is shut down, by
+    /// which that one ends, and the second gets a socket of its own.
     ///
     /// # Errors
     /// When the zygote cannot fork, or cannot be started again after it died.
@@ -65,19 +69,25 @@ impl Zygote {
         &self,
         handle: &Handle,
         ids: Option<&[IdRange]>,
-        listener: &OwnedFd,
+        listen: impl Fn() -> std::io::Result<OwnedFd>,
         records: &OwnedFd,
     ) -> Result<(u32, OwnedFd), Error> {
+        let listen =
+            || listen().map_err(|error| Error::host("cannot make the supervisor's socket", error));
         let mut slot = self.running.lock().await;
         if let Some(running) = slot.as_mut() {
-            match running.spawn(handle, ids, listener, records).await {
-                Err(SpawnError::Gone) => tracing::warn!("the zygote is gone; starting another"),
+            let listener = listen()?;
+            match running.spawn(handle, ids, &listener, records).await {
+                Err(SpawnError::Gone) => {
+                    tracing::warn!("the zygote is gone; starting another");
+                    let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
+                }
                 outcome => return outcome.map_err(Error::from),
             }
         }
         let running = slot.insert(Running::start(&self.options).await?);
         running
-            .spawn(handle, ids, listener, records)
+            .spawn(handle, ids, &listen()?, records)
             .await
             .map_err(Error::from)
     }

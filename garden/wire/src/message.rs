@@ -11,8 +11,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol: 1 is the first; 2 has [`Request::Probe`] and [`Request::Pack`].
-pub const PROTOCOL: u32 = 2;
+/// Version of this protocol: 1 is the first; 2 has [`Request::Probe`] and [`Request::Pack`]; 3 has
+/// [`Unpack::owners`], [`Pack::head`] and [`Pack::follow`].
+pub const PROTOCOL: u32 = 3;
 /// The oldest servers that a shim of this release serves: nothing that they send, or look for in
 /// an answer, has changed since.
 pub const LOWEST: u32 = 1;
@@ -210,6 +211,9 @@ pub struct Unpack {
     pub groups: Vec<u32>,
     /// The directory inside the container, absolute; made when missing.
     pub destination: String,
+    /// Owners, and modes as they are, come from the archive; only root can give files away.
+    #[serde(default)]
+    pub owners: bool,
 }
 
 /// What a [`Request::Probe`] carries: where to connect, and what to expect there.
@@ -249,6 +253,12 @@ pub struct Pack {
     pub groups: Vec<u32>,
     /// The path inside the container, absolute; with a `/` at its end: a directory's content.
     pub source: String,
+    /// Only what the first entry says, without any content.
+    #[serde(default)]
+    pub head: bool,
+    /// A source that is a symbolic link stands for what it leads to.
+    #[serde(default)]
+    pub follow: bool,
 }
 
 /// What a packer writes into its second pipe when the stream is whole.

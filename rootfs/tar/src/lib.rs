@@ -1,12 +1,13 @@
-//! The tar format: reading and writing headers, in bounded memory.
+//! The tar format: reading and writing headers, in bounded memory; and packing files.
 //!
-//! Used by the importer of images (`garden-rootfs`) and by the shim's streams into and out of
-//! containers; so small that the shim can afford it. It knows nothing of disks: where an entry goes,
-//! and what of it is allowed, is decided by who reads it. Nothing here trusts a size, a name or a
-//! record.
+//! Used by the importer of images (`garden-rootfs`), by the shim's streams into and out of
+//! containers and by `garden cp`; so small that the shim can afford it. What is read goes to no disk
+//! from here: where an entry goes, and what of it is allowed, is decided by who reads it. Nothing here
+//! trusts a size, a name or a record.
 
 mod block;
 mod header;
+pub mod pack;
 mod sparse;
 mod write;
 

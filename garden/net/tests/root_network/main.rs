@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod cni;
 mod costs;
 mod failing;
 mod filter;

@@ -6,12 +6,12 @@
 //! could reach from a shell in the container, however its processes move things about meanwhile.
 //! Nothing of the host is opened, no program is run, and the worker dies with its shim.
 
-mod pack;
 mod unpack;
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use garden_tar::pack;
 use garden_wire::{Pack, Unpack};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -50,7 +50,7 @@ pub(crate) fn unpack(
         .and_then(|destination| become_user(&identity).map(|()| destination))
         .and_then(|destination| {
             let copy = stream.try_clone().step("cannot read the stream")?;
-            unpack::all(File::from(copy), destination)
+            unpack::all(File::from(copy), destination, request.owners)
         });
     let message = match done {
         Ok(()) => Report::Running(0),
@@ -75,7 +75,10 @@ pub(crate) fn pack(
     };
     let opened = enter(namespaces, &identity)
         .and_then(|()| become_user(&identity))
-        .and_then(|()| pack::Source::open(&request.source));
+        .and_then(|()| {
+            let opened = pack::Source::open(&request.source, request.follow);
+            opened.map_err(|error| other(error.to_string()))
+        });
     let source = match opened {
         Ok(source) => source,
         Err(failure) => worker::finish(report, &Report::Failed(failure), &[]),
@@ -83,9 +86,14 @@ pub(crate) fn pack(
     if garden_wire::send(report, &Report::Running(0), &[]).is_err() {
         sys::exit(1);
     }
-    let told = match pack::all(&source, stream.as_fd()) {
+    let packed = if request.head {
+        pack::head_only(&source, stream.as_fd())
+    } else {
+        pack::all(&source, stream.as_fd())
+    };
+    let told = match packed {
         Ok(()) => garden_wire::PACKED.to_vec(),
-        Err(failure) => failure.message.into_bytes(),
+        Err(error) => error.to_string().into_bytes(),
     };
     // One write, shorter than a pipe: it cannot wait.
     let told = told.get(..told.len().min(2048)).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! A tar becomes files: what `tar -x --no-same-permissions --no-same-owner --xattrs` does.
 //!
 //! Runs in a worker that is the user already (see the module above). Owners are ignored, modes lose
-//! what the umask and set-id bits are, what is in the way of an entry is replaced. Links that lead
+//! what the umask and set-id bits are (unless the client wants both as they are), what is in the way of an entry is replaced. Links that lead
 //! up or to the root are made last, so that the archive's own entries cannot go through them; links
 //! that were there before are the user's and are followed. Ends at the first entry that fails.
 
@@ -14,7 +14,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use garden_tar::{Described, Entries, Entry, Kind};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
 use rustix::io::Errno;
 
 use super::PIECE;
@@ -24,10 +26,15 @@ use crate::failure::{Result, Step as _, other};
 const REMEMBERED: usize = 256 << 20;
 
 /// Unpacks a whole stream into a directory.
-pub(super) fn all(stream: File, destination: OwnedFd) -> Result<()> {
+pub(super) fn all(stream: File, destination: OwnedFd, owners: bool) -> Result<()> {
+    if owners {
+        // What cannot be opened has its mode from the first.
+        rustix::process::umask(Mode::empty());
+    }
     let mut reader = BufReader::with_capacity(PIECE, stream);
     let mut place = Place {
         root: destination,
+        owners,
         parent: None,
         directories: Vec::new(),
         links: BTreeMap::new(),
@@ -59,14 +66,36 @@ impl<T> Of<T> for Result<T> {
 
 struct Place {
     root: OwnedFd,
+    /// Owners and modes are as the archive has them.
+    owners: bool,
     /// The directory of the last entry, by its name.
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Directories get their mode and time when nothing is made in them any more.
-    directories: Vec<(Vec<u8>, u32, (i64, u32))>,
-    /// Links that are made last: where, and where to.
-    links: BTreeMap<Vec<u8>, Vec<u8>>,
+    directories: Vec<(Vec<u8>, Kept)>,
+    /// Links that are made last, by their names.
+    links: BTreeMap<Vec<u8>, Later>,
     remembered: usize,
     buffer: Vec<u8>,
+}
+
+/// What an object gets when it is complete.
+#[derive(Clone, Copy)]
+struct Kept {
+    mode: u32,
+    mtime: (i64, u32),
+    owner: Option<(Uid, Gid)>,
+}
+
+/// A symbolic link that is made last.
+#[derive(Clone)]
+struct Later {
+    target: Vec<u8>,
+    kept: Kept,
+    /// The name that it is only another name of.
+    first: Option<Vec<u8>>,
+    /// The directory that it belongs in, by file system and number: as long as links are missing,
+    /// no way leads through one of the archive's.
+    parent: (u64, u64),
 }
 
 /// A name without what means nothing; empty for the destination itself.
@@ -104,13 +133,14 @@ impl Place {
         match entry.kind {
             Kind::File => self.file(&name, entry, described, entries),
             Kind::HardLink => self.hard_link(name, &entry.link),
-            Kind::Symlink => self.symlink(name, &entry.link, described.mtime),
+            Kind::Symlink => self.symlink(name, &entry.link, self.kept(described)?),
             Kind::Pipe => {
                 let mode = Mode::from_raw_mode(described.mode & 0o777);
                 self.put(&name, "make the pipe", |parent, leaf| {
                     rustix::fs::mknodat(parent, leaf, FileType::Fifo, mode, 0)
                 })?;
-                self.touch(&name, described.mtime)
+                let kept = self.kept(described)?;
+                self.finish_leaf(&name, kept)
             }
             _ => Err(other(
                 "devices, and types that only one archiver knows, are not unpacked",
@@ -145,6 +175,12 @@ impl Place {
         Ok((fd, path(leaf)))
     }
 
+    fn identity_of_parent(&mut self, name: &[u8]) -> Result<(u64, u64)> {
+        let (parent, _) = self.parent_of(name)?;
+        let found = rustix::fs::fstat(parent).step("cannot look at its directory")?;
+        Ok((found.st_dev, found.st_ino))
+    }
+
     fn open(&self, directory: &[u8], how: OFlags) -> rustix::io::Result<OwnedFd> {
         let flags = how | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_MAGICLINKS;
@@ -158,7 +194,7 @@ impl Place {
             .filter(|(_, byte)| **byte == b'/');
         for end in ends.map(|(at, _)| at).chain([directory.len()]) {
             let part = path(&directory[..end]);
-            match rustix::fs::mkdirat(&self.root, part, Mode::from_raw_mode(0o777)) {
+            match rustix::fs::mkdirat(&self.root, part, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno).step("cannot make its directory"),
             }
@@ -194,10 +230,32 @@ impl Place {
         made
     }
 
-    fn touch(&mut self, name: &[u8], mtime: (i64, u32)) -> Result<()> {
+    /// What a description comes to under the client's wishes.
+    fn kept(&self, described: &Described) -> Result<Kept> {
+        let id = |id: u64| u32::try_from(id).step("its owner is out of range");
+        let owner = match self.owners {
+            true => Some((
+                Uid::from_raw(id(described.uid)?),
+                Gid::from_raw(id(described.gid)?),
+            )),
+            false => None,
+        };
+        Ok(Kept {
+            mode: described.mode & if self.owners { 0o7777 } else { 0o755 },
+            mtime: described.mtime,
+            owner,
+        })
+    }
+
+    /// Owner and time of what is not opened.
+    fn finish_leaf(&mut self, name: &[u8], kept: Kept) -> Result<()> {
         let (parent, leaf) = self.parent_of(name)?;
-        rustix::fs::utimensat(parent, leaf, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .step("cannot set the time")
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        if let Some((uid, gid)) = kept.owner {
+            rustix::fs::chownat(parent, leaf, Some(uid), Some(gid), flags)
+                .step("cannot set the owner")?;
+        }
+        rustix::fs::utimensat(parent, leaf, &times(kept.mtime), flags).step("cannot set the time")
     }
 
     fn directory(&mut self, name: Vec<u8>, described: &Described) -> Result<()> {
@@ -224,8 +282,8 @@ impl Place {
         if let Ok(fd) = fd {
             set_xattrs(&fd, &described.xattrs)?;
         }
-        self.directories
-            .push((name, described.mode, described.mtime));
+        let kept = self.kept(described)?;
+        self.directories.push((name, kept));
         Ok(())
     }
 
@@ -258,8 +316,12 @@ impl Place {
             file.set_len(entry.size).step("cannot set its length")?;
         }
         set_xattrs(&file, &described.xattrs)?;
-        if first != wanted {
-            let mode = Mode::from_raw_mode(wanted & !0o022);
+        let kept = self.kept(described)?;
+        if let Some((uid, gid)) = kept.owner {
+            rustix::fs::fchown(&file, Some(uid), Some(gid)).step("cannot set the owner")?;
+        }
+        if first != wanted || kept.owner.is_some() {
+            let mode = Mode::from_raw_mode(kept.mode);
             rustix::fs::fchmod(&file, mode).step("cannot set the mode")?;
         }
         rustix::fs::futimens(&file, &times(described.mtime)).step("cannot set the time")
@@ -288,7 +350,12 @@ impl Place {
             return Ok(());
         }
         if let Some(link) = self.links.get(&target).cloned() {
-            self.remember(name.len() + link.len())?;
+            self.remember(name.len() + link.target.len() + target.len())?;
+            let link = Later {
+                first: Some(link.first.unwrap_or(target)),
+                parent: self.identity_of_parent(&name)?,
+                ..link
+            };
             self.links.insert(name, link);
             return Ok(());
         }
@@ -299,15 +366,21 @@ impl Place {
         })
     }
 
-    fn symlink(&mut self, name: Vec<u8>, target: &[u8], mtime: (i64, u32)) -> Result<()> {
+    fn symlink(&mut self, name: Vec<u8>, target: &[u8], kept: Kept) -> Result<()> {
         let up = target.split(|byte| *byte == b'/').any(|part| part == b"..");
         if target.starts_with(b"/") || up {
             self.remember(name.len() + target.len())?;
-            self.links.insert(name, target.to_vec());
+            let link = Later {
+                target: target.to_vec(),
+                kept,
+                first: None,
+                parent: self.identity_of_parent(&name)?,
+            };
+            self.links.insert(name, link);
             return Ok(());
         }
         self.link(&name, target)?;
-        self.touch(&name, mtime)
+        self.finish_leaf(&name, kept)
     }
 
     fn link(&mut self, name: &[u8], target: &[u8]) -> Result<()> {
@@ -316,17 +389,41 @@ impl Place {
         })
     }
 
+    fn late_link(&mut self, name: &[u8], link: &Later) -> Result<()> {
+        if self.identity_of_parent(name)? != link.parent {
+            return Err(other("a link of the archive leads there"));
+        }
+        if let Some(first) = &link.first {
+            // Where the first name was replaced meanwhile, the link is made once more.
+            let root = self.root.try_clone().step("cannot link")?;
+            let found = rustix::fs::readlinkat(&root, path(first), Vec::new());
+            if found.is_ok_and(|found| found.to_bytes() == link.target) {
+                return self.put(name, "link", |parent, leaf| {
+                    rustix::fs::linkat(&root, path(first), parent, leaf, AtFlags::empty())
+                });
+            }
+        }
+        self.link(name, &link.target)?;
+        self.finish_leaf(name, link.kept)
+    }
+
     /// What had to wait: outward links, then directories from the inside out.
     fn finish(&mut self) -> Result<()> {
-        for (name, target) in std::mem::take(&mut self.links) {
-            let entry = format!("entry {:?}", String::from_utf8_lossy(&name));
-            self.link(&name, &target).step_of(&entry)?;
+        let links = std::mem::take(&mut self.links);
+        let (more, links): (Vec<_>, Vec<_>) =
+            (links.into_iter()).partition(|(_, link)| link.first.is_some());
+        for (name, link) in links.iter().chain(&more) {
+            let entry = format!("entry {:?}", String::from_utf8_lossy(name));
+            self.late_link(name, link).step_of(&entry)?;
         }
-        for (name, mode, mtime) in std::mem::take(&mut self.directories).into_iter().rev() {
+        for (name, kept) in std::mem::take(&mut self.directories).into_iter().rev() {
             let done = (|| {
                 let fd = self.open(&name, OFlags::RDONLY | OFlags::NOFOLLOW)?;
-                rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o755))?;
-                rustix::fs::futimens(&fd, &times(mtime))
+                if let Some((uid, gid)) = kept.owner {
+                    rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
+                }
+                rustix::fs::fchmod(&fd, Mode::from_raw_mode(kept.mode))?;
+                rustix::fs::futimens(&fd, &times(kept.mtime))
             })();
             match done {
                 // A directory that was there before may be another's, or be a link by now.

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::process::Process;
-use crate::api::{Backend, Filters, StreamIn, TarStream};
+use crate::api::{Backend, FilesOut, Filters, StreamIn, TarStream};
 use crate::checks::health::{HealthState, Verdict};
 use crate::checks::{CheckSpec, CheckStatus, HealthStatus};
 use crate::error::Error;
@@ -248,15 +248,10 @@ impl Backend for Fake {
         Ok(())
     }
 
-    async fn stream_out(
-        &self,
-        handle: &Handle,
-        _user: &str,
-        source: &str,
-    ) -> Result<TarStream, Error> {
+    async fn stream_out(&self, handle: &Handle, files: FilesOut) -> Result<TarStream, Error> {
         self.with(handle, |_| ())?;
         let failing = || tokio_util::io::StreamReader::new(Failing(false));
-        Ok(match source {
+        Ok(match files.source.as_str() {
             "/missing" => return Err(Error::Invalid("stream-out: no such file".into())),
             "/unreadable" => Box::pin(failing().chain(failing())),
             "/broken" => Box::pin(io::Cursor::new(vec![b't'; 1 << 20]).chain(failing())),

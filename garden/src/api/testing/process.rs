@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::model::{Exit, ProcessId, ProcessSpec, Signal};
 use crate::process::{Attachment, Control};
@@ -49,11 +49,15 @@ impl Process {
                 process.wished.notify_one();
             }
         });
+        let closed = Semaphore::new(0);
+        closed.close();
         Attachment {
             id: self.id.clone(),
             stdout: stdout_receiver,
             stderr: stderr_receiver,
             control,
+            // Nobody is to wait: all wishes are kept here.
+            input_room: Arc::new(closed),
             exit: self.exit.subscribe(),
         }
     }

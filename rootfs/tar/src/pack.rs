@@ -1,7 +1,8 @@
 //! Files become a tar: what `tar -c` does, with sparse files and extended attributes.
 //!
-//! Runs in a worker that is the user already (see the module above). Every object is opened from its
-//! directory's descriptor and never through a link. What cannot be read is left out, the rest is
+//! Called by a worker of the shim inside a container, and by `garden cp` for files of the host. Reads
+//! what its process may read. Every object is opened from its directory's descriptor and never
+//! through a link. What cannot be read is left out, the rest is
 //! sent, and then the stream is cut before its end marker, with the first failure as the reason:
 //! nobody takes a part for the whole. A reader that closes early ends it quietly.
 
@@ -11,31 +12,83 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
-use garden_tar::{BLOCK, Head, Type};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
-use super::PIECE;
-use crate::failure::{Result, Step as _, other};
+use crate::{BLOCK, Head, Type};
+
+/// What is moved at once: with less, the calls cost more than the copying.
+const PIECE: usize = 256 << 10;
 
 /// Files from this size on are moved into the pipe without being copied.
 const LARGE: u64 = 64 << 10;
 
+/// Files that could not be packed, or not all of them.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// There is no such path, or it cannot be opened.
+    #[error("cannot open {path}: {errno}")]
+    Open {
+        /// What was to be packed.
+        path: String,
+        /// Why not.
+        errno: Errno,
+    },
+    /// The rest was packed; the stream has no end marker.
+    #[error("cannot {doing} {name:?}: {errno}")]
+    Part {
+        /// Its name in the archive.
+        name: String,
+        /// What failed.
+        doing: &'static str,
+        /// Why.
+        errno: Errno,
+    },
+    /// Nobody can be told through the stream any more.
+    #[error("cannot write the stream: {0}")]
+    Stream(Errno),
+}
+
 /// What is packed: a name in an open directory, or the content of the directory.
-pub(super) struct Source {
+#[derive(Debug)]
+pub struct Source {
     directory: OwnedFd,
     leaf: Option<CString>,
+    /// The name in the archive.
+    name: Vec<u8>,
+    /// What the leaf leads to, opened, when that is meant.
+    followed: Option<OwnedFd>,
 }
 
 impl Source {
-    /// Opens it, so that what is missing is told before the stream begins.
-    pub(super) fn open(path: &str) -> Result<Self> {
-        let step = format!("cannot open {path}");
+    /// Opens it, so that what is missing is told before the stream begins. With a `/` at its end the
+    /// path means a directory's content. One that is a symbolic link is followed on request.
+    ///
+    /// # Errors
+    /// Always [`PackError::Open`].
+    pub fn open(path: &str, follow: bool) -> Result<Self, PackError> {
+        Self::find(path, follow).map_err(|errno| PackError::Open {
+            path: path.to_owned(),
+            errno,
+        })
+    }
+
+    /// Gives it another name in the archive.
+    #[must_use]
+    pub fn named(self, name: &[u8]) -> Self {
+        Self {
+            name: name.to_vec(),
+            ..self
+        }
+    }
+
+    fn find(path: &str, follow: bool) -> rustix::io::Result<Self> {
         let (directory, leaf) = match path.rsplit_once('/') {
             Some((parent, leaf)) if !matches!(leaf, "" | "." | "..") => {
                 (format!("{parent}/"), leaf)
             }
+            None if !matches!(path, "" | "." | "..") => (".".to_owned(), path),
             _ => (path.to_owned(), ""),
         };
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -45,24 +98,89 @@ impl Source {
             } else {
                 OFlags::PATH
             };
-        let directory = rustix::fs::open(directory, flags, Mode::empty()).step(&step)?;
+        let directory = rustix::fs::open(directory, flags, Mode::empty())?;
         if leaf.is_empty() {
             return Ok(Self {
                 directory,
                 leaf: None,
+                name: b".".to_vec(),
+                followed: None,
             });
         }
-        rustix::fs::statat(&directory, leaf, AtFlags::SYMLINK_NOFOLLOW).step(&step)?;
-        let leaf = CString::new(leaf).step(&step)?;
+        let found = rustix::fs::statat(&directory, leaf, AtFlags::SYMLINK_NOFOLLOW)?;
+        let leaf = CString::new(leaf).map_err(|_| Errno::INVAL)?;
+        let link = FileType::from_raw_mode(found.st_mode) == FileType::Symlink;
+        let followed = if link && follow {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            let opened = rustix::fs::openat(&directory, &leaf, flags, Mode::empty());
+            Some(opened?)
+        } else {
+            None
+        };
         Ok(Self {
             directory,
+            name: leaf.to_bytes().to_vec(),
             leaf: Some(leaf),
+            followed,
         })
     }
 }
 
 /// Packs all of it into a pipe.
-pub(super) fn all(source: &Source, pipe: BorrowedFd<'_>) -> Result<()> {
+///
+/// # Errors
+/// The first thing that could not be packed; the archive has no end marker then.
+pub fn all(source: &Source, pipe: BorrowedFd<'_>) -> Result<(), PackError> {
+    packed(pipe, |pack| match (&source.leaf, &source.followed) {
+        (Some(_), Some(fd)) => pack.followed(fd, &source.name),
+        (Some(leaf), None) => pack.object(source.directory.as_fd(), leaf, &source.name),
+        (None, _) => pack.directory(&source.directory, &source.name),
+    })
+}
+
+/// Packs one entry that says what it is, how large and how old, and has no content.
+///
+/// # Errors
+/// As [`all`].
+pub fn head_only(source: &Source, pipe: BorrowedFd<'_>) -> Result<(), PackError> {
+    packed(pipe, |pack| {
+        let directory = source.directory.as_fd();
+        let stat = match (&source.leaf, &source.followed) {
+            (_, Some(fd)) => rustix::fs::fstat(fd),
+            (Some(leaf), None) => rustix::fs::statat(directory, leaf, AtFlags::SYMLINK_NOFOLLOW),
+            (None, None) => rustix::fs::fstat(directory),
+        };
+        let name = &source.name[..];
+        let stat = match stat {
+            Ok(stat) => stat,
+            Err(errno) => {
+                pack.wrong(name, "look at", errno);
+                return Ok(());
+            }
+        };
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let hole = [(size, 0)];
+        let slashed = [name, b"/"].concat();
+        let described = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => head(Type::Directory, &slashed, &stat),
+            FileType::Symlink => head(Type::Symlink, name, &stat),
+            // Its size and nothing else: a single hole.
+            FileType::RegularFile => Head {
+                size,
+                segments: Some(&hole),
+                ..head(Type::File, name, &stat)
+            },
+            _ => head(Type::Pipe, name, &stat),
+        };
+        described.write(&mut pack.out);
+        Ok(())
+    })
+}
+
+fn packed(
+    pipe: BorrowedFd<'_>,
+    walk: impl FnOnce(&mut Packer<'_>) -> Sent,
+) -> Result<(), PackError> {
     let mut pack = Packer {
         pipe,
         out: Vec::with_capacity(2 * PIECE),
@@ -71,10 +189,7 @@ pub(super) fn all(source: &Source, pipe: BorrowedFd<'_>) -> Result<()> {
         seen: HashMap::new(),
         problem: None,
     };
-    let walked = match &source.leaf {
-        Some(leaf) => pack.object(source.directory.as_fd(), leaf, leaf.to_bytes()),
-        None => pack.directory(&source.directory, b"."),
-    };
+    let walked = walk(&mut pack);
     let ended = walked.and_then(|()| {
         if pack.problem.is_none() {
             pack.out.resize(pack.out.len() + 2 * BLOCK, 0);
@@ -84,8 +199,8 @@ pub(super) fn all(source: &Source, pipe: BorrowedFd<'_>) -> Result<()> {
     match (ended, pack.problem) {
         // Whoever reads has enough.
         (Err(Errno::PIPE), _) | (Ok(()), None) => Ok(()),
-        (Err(errno), _) => Err(errno).step("cannot write the stream"),
-        (Ok(()), Some(problem)) => Err(other(problem)),
+        (Err(errno), _) => Err(PackError::Stream(errno)),
+        (Ok(()), Some(problem)) => Err(problem),
     }
 }
 
@@ -96,18 +211,18 @@ struct Packer<'a> {
     names: Vec<u8>,
     /// The first name of each file that has several.
     seen: HashMap<(u64, u64), Vec<u8>>,
-    problem: Option<String>,
+    problem: Option<PackError>,
 }
 
 /// Fails only by the pipe: what is wrong with an object becomes `problem`.
 type Sent = rustix::io::Result<()>;
 
 impl Packer<'_> {
-    fn wrong(&mut self, name: &[u8], doing: &str, errno: Errno) {
+    fn wrong(&mut self, name: &[u8], doing: &'static str, errno: Errno) {
         // What was removed meanwhile is not missing.
         if errno != Errno::NOENT && self.problem.is_none() {
-            let name = String::from_utf8_lossy(name);
-            self.problem = Some(format!("cannot {doing} {name:?}: {errno}"));
+            let name = String::from_utf8_lossy(name).into_owned();
+            self.problem = Some(PackError::Part { name, doing, errno });
         }
     }
 
@@ -206,6 +321,31 @@ impl Packer<'_> {
             self.seen.insert((stat.st_dev, stat.st_ino), name.to_vec());
         }
         self.room()
+    }
+
+    /// What a link leads to, under the link's name.
+    fn followed(&mut self, fd: &OwnedFd, name: &[u8]) -> Sent {
+        let stat = match rustix::fs::fstat(fd) {
+            Ok(stat) => stat,
+            Err(errno) => {
+                self.wrong(name, "look at", errno);
+                return Ok(());
+            }
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => self.directory(fd, name),
+            FileType::RegularFile => match fd.try_clone() {
+                Ok(file) => self.file(&File::from(file), name),
+                Err(_) => {
+                    self.wrong(name, "open", Errno::MFILE);
+                    Ok(())
+                }
+            },
+            _ => {
+                self.wrong(name, "follow the link to a device or pipe", Errno::INVAL);
+                Ok(())
+            }
+        }
     }
 
     fn directory(&mut self, fd: &OwnedFd, name: &[u8]) -> Sent {
