@@ -386,7 +386,7 @@ mod tests {
         std::os::unix::fs::symlink("/real", base.join("root/absolute")).unwrap();
         std::os::unix::fs::symlink("/nowhere", base.join("root/dangling")).unwrap();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&base.join("root"), flags, Mode::empty()).unwrap();
+        let root = rustix::fs::open(base.join("root"), flags, Mode::empty()).unwrap();
         (base, root)
     }
 
