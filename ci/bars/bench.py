@@ -104,7 +104,7 @@ class Server:
         )
         path = self.place / "s.sock"
         arguments = ["server", "--socket", path, "--runtime-dir", self.place / "run"]
-        arguments += ["--store", self.store / "store", "--tag", self.tag]
+        arguments += ["--store", self.store / "store", "--tag", self.tag, "--network", "none"]
         environment = os.environ | {"GARDEN_LOG": "warn"}
         self.process = subprocess.Popen([GARDEN, *arguments], env=environment)
         self.api = Api(path)

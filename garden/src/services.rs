@@ -156,7 +156,7 @@ pub(crate) struct Services {
     /// Running peas by id.
     pub(crate) pea_index: crate::metrics::PeaIndex,
     /// For asking what root filesystems use: a store that is stuck must not stop other metrics.
-    usage: Workers,
+    pub(crate) usage: Workers,
     /// For calls of image plugins, which may take for ever.
     pub(crate) plugins: Workers,
     /// The capabilities of privileged processes, as far as the host has them.

@@ -137,6 +137,52 @@ fn a_bind_mount_of_nothing_is_refused() {
     });
 }
 
+/// The runtime is root with descriptors of the host while it looks at the image's files.
+#[test]
+fn links_of_an_image_lead_no_mount_to_the_host_or_into_procfs() {
+    check(|world| {
+        let server = world.server()?;
+        let rootfs = Rootfs::busybox("app")?
+            .symlink("magic", "/proc/self/cwd")
+            .symlink("inner", "/proc/sys/kernel")
+            .symlink("up", "../../..");
+        let image = world.images()?.tar_of("links", &rootfs)?;
+        let warm = ["create", "--image", &image, "--name", "warm"];
+        server.cli().output(&warm)?;
+        server.cli().output(&["rm", "warm"])?;
+        let source = world.directory().join("source");
+        fs::create_dir(&source)?;
+        let before = Leaks::now(world, Some(&server));
+        for place in ["/magic/made", "/inner"] {
+            let bind = format!("{}:{place}", source.display());
+            let args = ["create", "--image", &image, "--name", "x", "-v", &bind];
+            let outcome = server.cli().run(&args)?;
+            ensure!(outcome.code == Some(125), "{place}: {outcome:?}");
+            before.expect_no_more(world, Some(&server))?;
+        }
+        let bind = format!("{}:/up/made", source.display());
+        let args = ["create", "--image", &image, "--name", "y", "-v", &bind];
+        server.cli().output(&args)?;
+        ensure!(exec(&server, "y", "stat -c %F /made")? == "directory\n");
+        Ok(())
+    });
+}
+
+/// glibc would read users from the image, by libraries of the image if it said so, before the
+/// container is confined (CVE-2019-14271 was that). Here it would read for ever.
+#[test]
+fn the_images_users_are_nothing_to_the_making_of_a_container() {
+    check(|world| {
+        let server = world.server()?;
+        let rootfs = Rootfs::busybox("app")?.symlink("etc/nsswitch.conf", "/dev/zero");
+        let image = world.images()?.tar_of("endless", &rootfs)?;
+        let args = ["create", "--image", &image, "--name", "app"];
+        server.cli().output(&args)?;
+        ensure!(exec(&server, "app", "echo up")? == "up\n");
+        Ok(())
+    });
+}
+
 #[test]
 fn a_bind_mount_keeps_what_its_source_forbids_and_gets_later_mounts() {
     check(|world| {

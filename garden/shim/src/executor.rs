@@ -1,11 +1,11 @@
 //! The last steps of a process before it becomes the user's program.
 //!
-//! libcontainer calls this in the new process, which already has its namespaces, its root and
-//! its user, but still every capability of its user namespace. The order matters and is the
-//! security of the thing:
+//! libcontainer calls this in the new process, which already has its namespaces and its root, and
+//! is root with every capability of its user namespace. The order matters and is the security of
+//! the thing:
 //!
-//! 0. for a container's init: the loopback interface and the settings of the new namespaces;
-//!    for others the terminal, while root's rights over it are held,
+//! 0. the mounts, and the settings of a container's new namespaces; the terminal; then the user and
+//!    the groups of the process, with the capabilities kept,
 //! 1. the working directory (made if asked for) while it can still be entered,
 //! 2. the cgroups: from here on the container's limits apply, and not earlier,
 //! 3. resource limits,
@@ -21,19 +21,31 @@ use std::ffi::CString;
 use std::os::fd::RawFd;
 
 use garden_wire::{Failure, FailureKind};
+use libcontainer::capabilities::{drop_privileges, reset_effective};
 use libcontainer::oci_spec::runtime::{LinuxCapabilities, Spec};
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 
+use rustix::process::{Gid, Uid};
+
 use crate::failure::{Result, Step as _, other};
+use crate::mounts::Mounts;
 use crate::seccomp::Program;
 use crate::{sys, terminal};
 
 /// What the executor does; descriptors by number, because it crosses libcontainer's clones.
 #[derive(Clone)]
 pub(crate) struct GardenExecutor {
+    /// The program and its arguments.
+    pub(crate) arguments: Vec<CString>,
+    /// Its environment, in its order.
+    pub(crate) environment: Vec<CString>,
+    /// What is mounted, and what is hidden, before anything else.
+    pub(crate) mounts: Mounts,
+    /// Whose process it is.
+    pub(crate) identity: Identity,
     /// The program of a container's init; `None`: what the specification names.
     pub(crate) init: Option<RawFd>,
     /// cgroup files to join by writing `0`.
@@ -56,42 +68,62 @@ pub(crate) struct GardenExecutor {
     pub(crate) report: RawFd,
 }
 
+/// A user with its groups, as the inside of a container counts them.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    /// The user.
+    pub(crate) user: u32,
+    /// Its group.
+    pub(crate) group: u32,
+    /// All other groups.
+    pub(crate) groups: Vec<u32>,
+}
+
+impl Identity {
+    /// Becomes it. The capabilities are kept: the executor needs them, and reduces them itself.
+    fn assume(&self) -> Result<()> {
+        let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.group));
+        let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
+        // Also when there are none: those of the server are not the container's.
+        rustix::thread::set_thread_groups(&groups).step("cannot set the supplementary groups")?;
+        let changed = rustix::thread::set_keep_capabilities(true)
+            .and_then(|()| rustix::thread::set_thread_res_gid(group, group, group))
+            .and_then(|()| rustix::thread::set_thread_res_uid(user, user, user))
+            .and_then(|()| rustix::thread::set_keep_capabilities(false));
+        changed.step(&format!(
+            "cannot become user {} and group {}",
+            self.user, self.group
+        ))?;
+        reset_effective(create_syscall().as_ref()).step("cannot keep the capabilities")
+    }
+}
+
 impl GardenExecutor {
-    fn become_program(&self, spec: &Spec) -> Failure {
-        match self.prepare(spec) {
-            Ok((arguments, environment)) => match self.init {
-                Some(init) => {
-                    let error = sys::execute_file(sys::borrow(init), &arguments, &environment);
-                    other(format!("cannot start the container's init: {error}"))
-                }
-                None => execute(&arguments, &environment),
-            },
-            Err(failure) => failure,
+    fn become_program(&self) -> Failure {
+        if let Err(failure) = self.prepare() {
+            return failure;
+        }
+        match self.init {
+            Some(init) => {
+                let program = sys::borrow(init);
+                let error = sys::execute_file(program, &self.arguments, &self.environment);
+                other(format!("cannot start the container's init: {error}"))
+            }
+            None => execute(&self.arguments, &self.environment),
         }
     }
 
-    fn prepare(&self, spec: &Spec) -> Result<(Vec<CString>, Vec<CString>)> {
-        let process = spec
-            .process()
-            .as_ref()
-            .ok_or_else(|| other("no process in the spec"))?;
-        let arguments = c_strings(process.args().as_deref().unwrap_or_default(), "argument")?;
-        let environment = c_strings(
-            process.env().as_deref().unwrap_or_default(),
-            "environment entry",
-        )?;
-        if self.init.is_some() {
-            sys::raise_loopback().step("cannot bring the loopback interface up")?;
-        }
+    fn prepare(&self) -> Result<()> {
+        self.mounts.make()?;
         for (name, value) in &self.sysctls {
             // Of the procfs that has just been mounted for the container.
             let path = format!("/proc/sys/{}", name.replace('.', "/"));
             std::fs::write(path, value).step(&format!("cannot set {name} to {value}"))?;
         }
         if let Some(size) = self.terminal {
-            let user = process.user().uid();
-            terminal::hand_over(size, user).step("cannot hand the terminal over")?;
+            terminal::hand_over(size, self.identity.user).step("cannot hand the terminal over")?;
         }
+        self.identity.assume()?;
         self.enter_directory()?;
         for file in &self.cgroups {
             rustix::io::write(sys::borrow(*file), b"0").step("cannot join the cgroup")?;
@@ -108,9 +140,8 @@ impl GardenExecutor {
         if let Some(program) = &self.seccomp {
             sys::load_seccomp(program).step("cannot load the seccomp program")?;
         }
-        libcontainer::capabilities::drop_privileges(&self.capabilities, create_syscall().as_ref())
-            .step("cannot reduce the capabilities")?;
-        Ok((arguments, environment))
+        drop_privileges(&self.capabilities, create_syscall().as_ref())
+            .step("cannot reduce the capabilities")
     }
 
     fn enter_directory(&self) -> Result<()> {
@@ -142,13 +173,6 @@ impl GardenExecutor {
             }),
         }
     }
-}
-
-fn c_strings(texts: &[String], what: &str) -> Result<Vec<CString>> {
-    texts
-        .iter()
-        .map(|text| CString::new(text.as_str()).step(&format!("a zero byte in an {what}")))
-        .collect()
 }
 
 /// Looks the program up and becomes it. Returns only a failure.
@@ -218,8 +242,8 @@ fn not_found(name: &str, detail: &str) -> Failure {
 }
 
 impl Executor for GardenExecutor {
-    fn exec(&self, spec: &Spec) -> std::result::Result<(), ExecutorError> {
-        let failure = self.become_program(spec);
+    fn exec(&self, _: &Spec) -> std::result::Result<(), ExecutorError> {
+        let failure = self.become_program();
         let text = serde_json::to_vec(&failure).unwrap_or_default();
         let _ = rustix::io::write(sys::borrow(self.report), &text);
         // Not an error to libcontainer: it would report it a second time, as text, and its

@@ -13,6 +13,8 @@
 
 mod executor;
 mod failure;
+mod mounts;
+mod namespaces;
 mod probe;
 mod process;
 mod record;
@@ -22,7 +24,6 @@ mod stream;
 mod supervisor;
 mod sys;
 mod terminal;
-mod userns;
 mod worker;
 mod zygote;
 

@@ -12,13 +12,14 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use garden_wire::{
-    Answer, Envelope, ExitRecord, FromShim, Kind, LOWEST, PROTOCOL, Pack, PacketError, Probe,
-    Request, Role, Start, Unpack,
+    Answer, Envelope, ExitRecord, Failure, FromShim, Kind, LOWEST, PROTOCOL, Pack, PacketError,
+    Probe, Request, Role, Start, Unpack,
 };
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
 use crate::failure::{Result, Step as _, other};
+use crate::namespaces::{self, Namespaces, Prepared};
 use crate::process::{Process, oom_kills};
 use crate::seccomp::Program;
 use crate::worker::{self, Report};
@@ -44,9 +45,13 @@ pub(crate) struct Supervisor {
     next_connection: u64,
     processes: HashMap<String, Process>,
     pending: Vec<Pending>,
-    /// Sockets of workers that have reported: each closes when its worker has ended.
+    /// By pidfd, which tells when they are to be reaped: workers that have reported, and the
+    /// holder of the namespaces.
     leaving: Vec<OwnedFd>,
-    namespaces: Vec<(String, OwnedFd)>,
+    /// The pod's; those that are made ahead until its init runs.
+    namespaces: Namespaces,
+    /// Why these are not made.
+    unprepared: Option<Failure>,
     finished: bool,
 }
 
@@ -57,10 +62,17 @@ struct Connection {
 
 /// A request that a forked worker is doing.
 struct Pending {
-    report: OwnedFd,
+    worker: Worker,
     connection: u64,
     sequence: u64,
     work: Work,
+}
+
+/// A forked worker.
+struct Worker {
+    /// Where its report comes.
+    report: OwnedFd,
+    pidfd: OwnedFd,
 }
 
 enum Work {
@@ -87,7 +99,12 @@ impl Supervisor {
         records: OwnedFd,
         seccomp: Rc<Program>,
         init: Rc<OwnedFd>,
+        prepared: Result<Prepared>,
     ) -> Self {
+        let (namespaces, leaving, unprepared) = match prepared {
+            Ok(prepared) => (prepared.namespaces, vec![prepared.holder], None),
+            Err(failure) => (Vec::new(), Vec::new(), Some(failure)),
+        };
         Self {
             listener,
             records,
@@ -97,8 +114,9 @@ impl Supervisor {
             next_connection: 0,
             processes: HashMap::new(),
             pending: Vec::new(),
-            leaving: Vec::new(),
-            namespaces: Vec::new(),
+            leaving,
+            namespaces,
+            unprepared,
             finished: false,
         }
     }
@@ -111,7 +129,7 @@ impl Supervisor {
                     // An exit before everything else: it is what somebody waits for.
                     Ready::Process(id) => self.process_ended(&id),
                     Ready::Worker(index) => self.worker_reported(index),
-                    Ready::WorkersEnd => self.leaving.retain(|socket| !closed(socket)),
+                    Ready::WorkersEnd => self.leaving.retain(|pidfd| !ended(pidfd)),
                     Ready::Listener => self.accept(),
                     Ready::Connection(number) => self.serve(number),
                 }
@@ -134,11 +152,11 @@ impl Supervisor {
             what.push(Ready::Process(process.id.clone()));
         }
         for (index, pending) in self.pending.iter().enumerate() {
-            files.push(PollFd::new(&pending.report, PollFlags::IN));
+            files.push(PollFd::new(&pending.worker.report, PollFlags::IN));
             what.push(Ready::Worker(index));
         }
-        for socket in &self.leaving {
-            files.push(PollFd::new(socket, PollFlags::IN));
+        for pidfd in &self.leaving {
+            files.push(PollFd::new(pidfd, PollFlags::IN));
             what.push(Ready::WorkersEnd);
         }
         files.push(PollFd::new(&self.listener, PollFlags::IN));
@@ -257,13 +275,18 @@ impl Supervisor {
         start: Box<Start>,
         descriptors: Vec<OwnedFd>,
     ) -> Result<()> {
-        let known = self.processes.contains_key(&start.id)
+        let taken =
+            |id: &str, kind| id == start.id || (kind, start.kind) == (Kind::Init, Kind::Init);
+        let known = self.processes.values().any(|one| taken(&one.id, one.kind))
             || self.pending.iter().any(|pending| match &pending.work {
-                Work::Start { start: other, .. } => other.id == start.id,
+                Work::Start { start: other, .. } => taken(&other.id, other.kind),
                 Work::Task => false,
             });
         if known {
             return Err(other(format!("process ID '{}' already in use", start.id)));
+        }
+        if let (Kind::Init, Some(failure)) = (start.kind, &self.unprepared) {
+            return Err(failure.clone());
         }
         if start.descriptors.len() != descriptors.len() {
             return Err(other("descriptors and their roles differ in number"));
@@ -281,10 +304,10 @@ impl Supervisor {
             .zip(&descriptors)
             .find(|(role, _)| **role == Role::CgroupDirectory)
             .map(|(_, fd)| fd.as_fd());
-        let report = fork_worker(group, |report| worker::main(&inputs, report))?;
+        let worker = fork_worker(group, |report| worker::main(&inputs, report))?;
         // Only what the shim keeps stays open here: the process's own ends must close with it.
         self.expect(
-            report,
+            worker,
             connection,
             sequence,
             Work::Start { start, descriptors },
@@ -293,9 +316,9 @@ impl Supervisor {
     }
 
     /// Remembers whom the report of a worker is for.
-    fn expect(&mut self, report: OwnedFd, connection: u64, sequence: u64, work: Work) {
+    fn expect(&mut self, worker: Worker, connection: u64, sequence: u64, work: Work) {
         self.pending.push(Pending {
-            report,
+            worker,
             connection,
             sequence,
             work,
@@ -313,10 +336,10 @@ impl Supervisor {
             .first()
             .ok_or_else(|| other("no stream to unpack"))?;
         let namespaces = &self.namespaces;
-        let report = fork_worker(None, |report| {
+        let worker = fork_worker(None, |report| {
             stream::unpack(request, files, namespaces, report)
         })?;
-        self.expect(report, connection, sequence, Work::Task);
+        self.expect(worker, connection, sequence, Work::Task);
         Ok(())
     }
 
@@ -331,17 +354,17 @@ impl Supervisor {
             return Err(other("a packer needs a stream and a pipe for its end"));
         };
         let namespaces = &self.namespaces;
-        let report = fork_worker(None, |report| {
+        let worker = fork_worker(None, |report| {
             stream::pack(request, files, status, namespaces, report)
         })?;
-        self.expect(report, connection, sequence, Work::Task);
+        self.expect(worker, connection, sequence, Work::Task);
         Ok(())
     }
 
     fn probe(&mut self, connection: u64, sequence: u64, probe: &Probe) -> Result<()> {
         let namespaces = &self.namespaces;
-        let report = fork_worker(None, |report| probe::main(probe, namespaces, report))?;
-        self.expect(report, connection, sequence, Work::Task);
+        let worker = fork_worker(None, |report| probe::main(probe, namespaces, report))?;
+        self.expect(worker, connection, sequence, Work::Task);
         Ok(())
     }
 
@@ -349,13 +372,13 @@ impl Supervisor {
         let Some(report) = self
             .pending
             .get(index)
-            .map(|pending| pending.report.as_fd())
+            .map(|pending| pending.worker.report.as_fd())
         else {
             return;
         };
         let received = garden_wire::receive::<Report>(report);
         let pending = self.pending.swap_remove(index);
-        self.leaving.push(pending.report);
+        self.leaving.push(pending.worker.pidfd);
         let mut extra = Vec::new();
         let answer = match received {
             Ok(received) => match (received.value, pending.work) {
@@ -523,9 +546,9 @@ impl Supervisor {
     }
 }
 
-/// Whether the other end of a worker's socket is gone.
-fn closed(socket: &OwnedFd) -> bool {
-    let mut files = [PollFd::new(socket, PollFlags::IN)];
+/// Whether a process has ended.
+fn ended(pidfd: &OwnedFd) -> bool {
+    let mut files = [PollFd::new(pidfd, PollFlags::IN)];
     let now = rustix::time::Timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -541,12 +564,8 @@ fn answer(result: Result<()>) -> Answer {
     }
 }
 
-/// Forks a worker, into a cgroup if one is given; returns the end of the socket on which its
-/// report will come.
-fn fork_worker(
-    group: Option<BorrowedFd<'_>>,
-    work: impl FnOnce(BorrowedFd<'_>),
-) -> Result<OwnedFd> {
+/// Forks a worker, into a cgroup if one is given.
+fn fork_worker(group: Option<BorrowedFd<'_>>, work: impl FnOnce(BorrowedFd<'_>)) -> Result<Worker> {
     let (ours, theirs) = garden_wire::socket_pair().step("cannot make a socket pair")?;
     let forked = group.map_or_else(sys::fork, sys::fork_into);
     match forked.step("cannot fork a worker")? {
@@ -555,23 +574,19 @@ fn fork_worker(
             work(theirs.as_fd());
             sys::exit(1)
         }
-        sys::Fork::Parent(_) => Ok(ours),
+        sys::Fork::Parent(pid) => Ok(Worker {
+            report: ours,
+            // Nobody else reaps it: the pid is still its own.
+            pidfd: rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+                .step("cannot get hold of the worker")?,
+        }),
     }
 }
 
-fn open_namespaces(pid: i32) -> Result<Vec<(String, OwnedFd)>> {
+fn open_namespaces(pid: i32) -> Result<Namespaces> {
     NAMESPACES
         .iter()
-        .map(|(file, name)| {
-            let path = format!("/proc/{pid}/ns/{file}");
-            let fd = rustix::fs::open(
-                &*path,
-                rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-                rustix::fs::Mode::empty(),
-            )
-            .step(&format!("cannot open {path}"))?;
-            Ok(((*name).to_owned(), fd))
-        })
+        .map(|(file, name)| Ok(((*name).to_owned(), namespaces::open(pid, file)?)))
         .collect()
 }
 

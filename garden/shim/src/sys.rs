@@ -175,6 +175,54 @@ pub(crate) fn unshare_users() -> io::Result<()> {
     }
 }
 
+/// Moves this process into new network and IPC namespaces of its user namespace.
+pub(crate) fn unshare_network_and_ipc() -> io::Result<()> {
+    // SAFETY: `unshare` takes flags only; nothing else runs in this process.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Adds flags to a mount, and makes it follow its source without giving anything back
+/// (Linux 5.12).
+pub(crate) fn set_mount_attributes(
+    mount: BorrowedFd<'_>,
+    flags: rustix::mount::MountAttrFlags,
+) -> io::Result<()> {
+    let flags = u64::from(flags.bits());
+    // Which of them holds is one choice of several: the old one is taken back first.
+    let choice = libc::MOUNT_ATTR__ATIME & flags;
+    let attributes = libc::mount_attr {
+        attr_set: flags,
+        attr_clr: if choice == 0 {
+            0
+        } else {
+            libc::MOUNT_ATTR__ATIME
+        },
+        propagation: libc::MS_SLAVE,
+        userns_fd: 0,
+    };
+    // SAFETY: the empty path and the structure outlive the call, which writes to neither; the
+    // descriptor is open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            std::mem::size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Makes orphans of this process's descendants its children.
 pub(crate) fn become_subreaper() -> io::Result<()> {
     // SAFETY: this option takes one integer.

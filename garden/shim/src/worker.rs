@@ -4,25 +4,27 @@
 //! (mount namespace, working directory, dumpable flag) ends with it. The process that it makes
 //! is cloned with `CLONE_PARENT` and so is a child of the shim.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use garden_wire::{Failure, FailureKind, Kind, POD_NAMESPACES, Role, Start};
+use garden_wire::{Failure, FailureKind, Kind, POD_NAMESPACES, Role, Start, bind_source};
 use libcontainer::notify_socket::{NotifyListener, NotifySocket};
 use libcontainer::oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxIdMapping, LinuxNamespaceType,
-    PosixRlimitType, Spec,
+    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespaceType, PosixRlimitType,
+    Spec, User,
 };
 use libcontainer::process::args::{ContainerArgs, ContainerType};
 use libcontainer::process::container_main_process::container_main_process;
 use libcontainer::syscall::syscall::SyscallType;
 use serde::{Deserialize, Serialize};
 
-use crate::executor::GardenExecutor;
+use crate::executor::{GardenExecutor, Identity};
 use crate::failure::{Result, Step as _, other};
+use crate::mounts::{self, Mounts};
 use crate::seccomp::Program;
-use crate::{stage, sys, userns};
+use crate::{stage, sys};
 
 /// What a worker tells its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,7 +50,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) start: &'a Start,
     /// The request's descriptors, in the order of its roles.
     pub(crate) descriptors: &'a [OwnedFd],
-    /// The pod's namespaces by OCI type name.
+    /// The pod's namespaces by OCI type name; for its init those that are made already.
     pub(crate) namespaces: &'a [(String, OwnedFd)],
     /// The compiled seccomp program.
     pub(crate) seccomp: &'a Rc<Program>,
@@ -79,22 +81,13 @@ pub(crate) fn finish(
 fn launch(inputs: &Inputs<'_>) -> Result<(i32, Option<OwnedFd>)> {
     let start = inputs.start;
     let spec: Spec = serde_json::from_str(&start.spec).step("cannot read the specification")?;
-    if start.kind != Kind::Exec {
-        stage::own_copy()?;
-        for (role, fd) in start.descriptors.iter().zip(inputs.descriptors) {
-            match role {
-                Role::Rootfs => stage::attach_rootfs(fd.as_fd())?,
-                Role::Bind { index, directory } => {
-                    stage::attach_bind(fd.as_fd(), *index, *directory)?;
-                }
-                _ => {}
-            }
-        }
-    }
+    let (spec, mounts) = match start.kind {
+        Kind::Exec => (spec, Mounts::default()),
+        Kind::Init | Kind::Pea => place_mounts(inputs, spec)?,
+    };
     let (failures, report) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("cannot make a pipe")?;
-    let new_users = new_user_namespace(&spec)?;
-    let (spec, executor) = prepare(inputs, spec, new_users.as_ref(), report.as_raw_fd())?;
+    let (spec, executor) = prepare(inputs, spec, mounts, report.as_raw_fd())?;
     let console = match start.terminal {
         Some(_) => Some(garden_wire::socket_pair().step("cannot make a socket pair")?),
         None => None,
@@ -117,27 +110,49 @@ fn launch(inputs: &Inputs<'_>) -> Result<(i32, Option<OwnedFd>)> {
     Ok((pid, master))
 }
 
-/// Makes the user namespace that a specification asks for without naming one.
-fn new_user_namespace(spec: &Spec) -> Result<Option<OwnedFd>> {
-    let Some(linux) = spec.linux() else {
-        return Ok(None);
-    };
-    let wanted =
-        linux.namespaces().iter().flatten().any(|namespace| {
-            namespace.typ() == LinuxNamespaceType::User && namespace.path().is_none()
-        });
-    if !wanted {
-        return Ok(None);
+/// Attaches what libcontainer mounts from, in a namespace of this process's own, and takes the
+/// other mounts, and the masked paths, out of the specification.
+fn place_mounts(inputs: &Inputs<'_>, mut spec: Spec) -> Result<(Spec, Mounts)> {
+    let start = inputs.start;
+    stage::own_copy()?;
+    let passed: Vec<(&Role, BorrowedFd<'_>)> = (start.descriptors.iter())
+        .zip(inputs.descriptors)
+        .map(|(role, fd)| (role, fd.as_fd()))
+        .collect();
+    let all = spec.mounts().clone().unwrap_or_default();
+    let (left, mut ours) = mounts::split(all, &passed, start.terminal.is_some())?;
+    for (role, fd) in passed {
+        match role {
+            Role::Rootfs => stage::attach_rootfs(fd)?,
+            Role::Bind { index, directory } => {
+                let source = PathBuf::from(bind_source(*index, *directory));
+                if left
+                    .iter()
+                    .any(|mount| mount.source().as_ref() == Some(&source))
+                {
+                    stage::attach_bind(fd, *index, *directory)?;
+                }
+            }
+            _ => {}
+        }
     }
-    let ranges = |map: &Option<Vec<LinuxIdMapping>>| map.clone().unwrap_or_default();
-    userns::make(&ranges(linux.uid_mappings()), &ranges(linux.gid_mappings())).map(Some)
+    if let Some(root) = spec.root_mut() {
+        ours.read_only = root.readonly().unwrap_or(false);
+        root.set_readonly(Some(false));
+    }
+    spec.set_mounts(Some(left));
+    if let Some(linux) = spec.linux_mut() {
+        ours.masked = linux.masked_paths().clone().unwrap_or_default();
+        linux.set_masked_paths(None);
+    }
+    Ok((spec, ours))
 }
 
 /// Puts the pod's namespaces into the specification, and takes out what the executor does.
 fn prepare(
     inputs: &Inputs<'_>,
     mut spec: Spec,
-    new_users: Option<&OwnedFd>,
+    mounts: Mounts,
     report: RawFd,
 ) -> Result<(Spec, GardenExecutor)> {
     let start = inputs.start;
@@ -146,21 +161,19 @@ fn prepare(
         .clone()
         .ok_or_else(|| other("no linux section in the spec"))?;
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    // `self` is the process that opens the path, which inherits the descriptor: no pid is named
-    // that could by now be another's.
-    let inherited = |fd: &OwnedFd| Some(PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
     for namespace in &mut namespaces {
-        if let (LinuxNamespaceType::User, Some(fd)) = (namespace.typ(), new_users) {
-            namespace.set_path(inherited(fd));
-            continue;
-        }
-        let Some(path) = namespace.path().as_ref().and_then(|path| path.to_str()) else {
-            continue;
+        let path = namespace.path().as_ref().and_then(|path| path.to_str());
+        let wanted = path.map(|path| {
+            let name = path.strip_prefix(POD_NAMESPACES).unwrap_or(path);
+            name.trim_start_matches('/')
+        });
+        let name = match wanted {
+            Some(name) => name,
+            None => match made_before(namespace.typ()) {
+                Some(name) => name,
+                None => continue,
+            },
         };
-        let name = path
-            .strip_prefix(POD_NAMESPACES)
-            .unwrap_or(path)
-            .trim_start_matches('/');
         let (_, fd) = inputs
             .namespaces
             .iter()
@@ -191,8 +204,22 @@ fn prepare(
         .ok_or_else(|| other("no process in the spec"))?;
     let limits = process.rlimits().clone().unwrap_or_default();
     let directory = process.cwd().to_string_lossy().into_owned();
+    let arguments = c_strings(process.args().as_deref().unwrap_or_default(), "argument")?;
+    let environment = c_strings(
+        process.env().as_deref().unwrap_or_default(),
+        "environment entry",
+    )?;
+    let identity = Identity {
+        user: process.user().uid(),
+        group: process.user().gid(),
+        groups: process.user().additional_gids().clone().unwrap_or_default(),
+    };
     process.set_rlimits(None).set_capabilities(None);
     process.set_cwd(PathBuf::from("/"));
+    process.set_user(User::default());
+    // Without a home libcontainer asks glibc for it, which reads files of the image, and loads
+    // libraries of the image that they name, in a process that holds descriptors of the host.
+    process.set_env(Some(vec!["HOME=/".to_owned()]));
     spec.set_process(Some(process));
 
     let mut raised = Vec::new();
@@ -202,6 +229,10 @@ fn prepare(
         raised.push((resource, limit.hard()));
     }
     let executor = GardenExecutor {
+        arguments,
+        environment,
+        mounts,
+        identity,
         init: (start.kind == Kind::Init).then(|| inputs.init.as_raw_fd()),
         cgroups: roles(inputs, |role| matches!(role, Role::Cgroup)).collect(),
         seccomp: start.seccomp.then(|| Rc::clone(inputs.seccomp)),
@@ -214,6 +245,23 @@ fn prepare(
         report,
     };
     Ok((spec, executor))
+}
+
+/// The name of a namespace that the supervisor makes before a container's init.
+fn made_before(kind: LinuxNamespaceType) -> Option<&'static str> {
+    match kind {
+        LinuxNamespaceType::User => Some("user"),
+        LinuxNamespaceType::Network => Some("network"),
+        LinuxNamespaceType::Ipc => Some("ipc"),
+        _ => None,
+    }
+}
+
+fn c_strings(texts: &[String], what: &str) -> Result<Vec<CString>> {
+    texts
+        .iter()
+        .map(|text| CString::new(text.as_str()).step(&format!("a zero byte in an {what}")))
+        .collect()
 }
 
 fn roles<'a>(
@@ -261,7 +309,7 @@ fn container_args(
         notify_listener: started_listener()?,
         preserve_fds: 0,
         container: None,
-        // It is joined by path, like the others: see `userns`.
+        // It is joined by path, like the others: see `namespaces`.
         user_ns_config: None,
         cgroup_config: libcgroups::common::CgroupConfig {
             cgroup_path: PathBuf::from(stage::DECOY_CGROUP),

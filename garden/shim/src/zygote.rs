@@ -7,14 +7,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use garden_wire::{PROTOCOL, ZygoteReply, ZygoteRequest};
+use garden_wire::{IdRange, PROTOCOL, ZygoteReply, ZygoteRequest};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions};
 
 use crate::failure::{Result, Step as _, other};
 use crate::seccomp::Program;
 use crate::supervisor::Supervisor;
-use crate::{seccomp, stage, sys};
+use crate::{namespaces, seccomp, stage, sys};
 
 /// The container's init, built by `build.rs`.
 const INIT_PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/garden-init"));
@@ -51,6 +51,14 @@ impl Options {
 struct Prepared {
     seccomp: Rc<Program>,
     init: Rc<OwnedFd>,
+}
+
+/// What it is told of a new pod.
+struct Pod<'a> {
+    /// For logs and the process title.
+    handle: &'a str,
+    /// The ids of its user namespace; `None`: it has none of its own.
+    ids: Option<&'a [IdRange]>,
 }
 
 /// Runs the zygote until the server is gone.
@@ -171,8 +179,12 @@ fn serve(socket: &OwnedFd, prepared: &Prepared) -> ExitCode {
             }
         };
         reap();
-        let ZygoteRequest::Spawn { handle } = received.value;
-        let sent = match spawn(socket, prepared, received.descriptors, &handle) {
+        let ZygoteRequest::Spawn { handle, ids } = received.value;
+        let pod = Pod {
+            handle: &handle,
+            ids: ids.as_deref(),
+        };
+        let sent = match spawn(socket, prepared, received.descriptors, &pod) {
             Ok((pid, pidfd)) => garden_wire::send(
                 socket.as_fd(),
                 &ZygoteReply::Spawned { pid },
@@ -214,7 +226,7 @@ fn spawn(
     socket: &OwnedFd,
     prepared: &Prepared,
     descriptors: Vec<OwnedFd>,
-    handle: &str,
+    pod: &Pod<'_>,
 ) -> Result<(u32, OwnedFd)> {
     let mut descriptors = descriptors.into_iter();
     let (Some(listener), Some(records)) = (descriptors.next(), descriptors.next()) else {
@@ -229,12 +241,13 @@ fn spawn(
         sys::Fork::Child => {
             // The zygote's socket must close with the zygote and the server, not live on here.
             sys::close_inherited(socket);
-            become_shim(prepared, listener, records, handle)
+            become_shim(prepared, listener, records, pod)
         }
     }
 }
 
-fn become_shim(prepared: &Prepared, listener: OwnedFd, records: OwnedFd, handle: &str) -> ! {
+fn become_shim(prepared: &Prepared, listener: OwnedFd, records: OwnedFd, pod: &Pod<'_>) -> ! {
+    let handle = pod.handle;
     let title: String = format!("gn:{handle}").chars().take(15).collect();
     let _ = std::fs::write("/proc/self/comm", title);
     let setup = rustix::process::setsid()
@@ -248,6 +261,8 @@ fn become_shim(prepared: &Prepared, listener: OwnedFd, records: OwnedFd, handle:
     }
     let seccomp = Rc::clone(&prepared.seccomp);
     let init = Rc::clone(&prepared.init);
-    Supervisor::new(listener, records, seccomp, init).run();
+    // Before anything is asked of it: the server is not done with the root filesystem by then.
+    let namespaces = namespaces::make(pod.ids);
+    Supervisor::new(listener, records, seccomp, init, namespaces).run();
     sys::exit(0)
 }

@@ -15,23 +15,14 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxBuilder, RootBuilder, Spec, SpecBuilder};
 
+pub use garden_wire::IdRange;
+
 pub use capabilities::{PRIVILEGED, UNPRIVILEGED, held_by_host};
 pub use mounts::StagedBind;
 pub use process::ProcessInput;
 
 use crate::devices::DeviceSpec;
 use crate::error::Error;
-
-/// A range of ids of a user namespace: `size` ids from `inside` are those from `outside`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct IdRange {
-    /// First id in the container.
-    pub inside: u32,
-    /// First id on the host.
-    pub outside: u32,
-    /// How many.
-    pub size: u32,
-}
 
 /// What the rules know of a container.
 #[derive(Debug, Clone)]

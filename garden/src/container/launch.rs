@@ -6,7 +6,9 @@
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use garden_peas::teardown::on_own_thread;
 use garden_wire::{Kind, Role, Start};
 use oci_spec::runtime::Spec;
 use rustix::fs::{Gid, Uid};
@@ -17,7 +19,7 @@ use crate::bundle::StagedBind;
 use crate::cgroup::{Cgroups, Group, Place};
 use crate::devices::{DeviceSpec, Node};
 use crate::error::Error;
-use crate::model::BindMount;
+use crate::model::{BindMount, ContainerSpec};
 use crate::process::streams::{Input, Output, reader, writer};
 use crate::runtime::shim::Shim;
 
@@ -33,6 +35,12 @@ impl Passed {
     pub(crate) fn add(&mut self, role: Role, fd: OwnedFd) {
         self.roles.push(role);
         self.fds.push(fd);
+    }
+
+    /// Adds all of another.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.roles.extend(other.roles);
+        self.fds.extend(other.fds);
     }
 
     /// Adds what a process needs to join its group, and to learn why it died.
@@ -208,17 +216,51 @@ pub(crate) fn cgroup_views(
         .collect()
 }
 
-/// Opens the sources of bind mounts. Blocks. The mounts go to `passed`.
+/// How long the source of a bind mount may take to be opened.
+const BIND_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Opens the sources and devices that a user or a plugin names, which may be on a file system that does not
+/// answer any more: on a thread of its own, so that it takes nothing else along. The mounts are
+/// numbered from `first` on.
+///
+/// # Errors
+/// As [`open_binds`]; when it takes too long.
+pub(crate) async fn open_asked(
+    binds: Vec<BindMount>,
+    devices: Vec<DeviceSpec>,
+    first: usize,
+) -> Result<(Vec<StagedBind>, Passed), Error> {
+    if binds.is_empty() && devices.is_empty() {
+        return Ok(Default::default());
+    }
+    let opened = on_own_thread("garden-bind", move || {
+        let mut passed = Passed::default();
+        let mut staged = open_binds(&binds, first, &mut passed)?;
+        open_devices(&devices, first, &mut staged, &mut passed)?;
+        Ok((staged, passed))
+    });
+    match tokio::time::timeout(BIND_PATIENCE, opened).await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => Err(Error::host("cannot open the bind mounts", error)),
+        Err(elapsed) => Err(Error::host(
+            "the source of a bind mount does not answer: is its file server down?",
+            elapsed,
+        )),
+    }
+}
+
+/// Opens the sources of bind mounts. Blocks. The mounts go to `passed`, numbered from `first` on.
 ///
 /// # Errors
 /// When a source does not exist: the text says which.
 pub(crate) fn open_binds(
     binds: &[BindMount],
+    first: usize,
     passed: &mut Passed,
 ) -> Result<Vec<StagedBind>, Error> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     let mut staged = Vec::with_capacity(binds.len());
-    for (index, bind) in binds.iter().enumerate() {
+    for (index, bind) in (first..).zip(binds) {
         let failed = |errno: rustix::io::Errno| {
             Error::Invalid(format!(
                 "the source {} of a bind mount cannot be used ({}): it must exist on the host",
@@ -238,12 +280,22 @@ pub(crate) fn open_binds(
     Ok(staged)
 }
 
-/// Opens the nodes of devices, as binds: in a user namespace nobody can make a node. Blocks.
+/// The devices that a container gets as binds: all, unless it may make nodes itself.
+pub(crate) fn nodes(spec: &ContainerSpec) -> Vec<DeviceSpec> {
+    if spec.privileged {
+        return Vec::new();
+    }
+    spec.devices.clone()
+}
+
+/// Opens the nodes of devices, as binds: in a user namespace nobody can make a node. Blocks. The
+/// mounts go to `passed`; the first of `staged` has the number `first`.
 ///
 /// # Errors
 /// When a node is not there any more, or has become another device's.
 pub(crate) fn open_devices(
     devices: &[DeviceSpec],
+    first: usize,
     staged: &mut Vec<StagedBind>,
     passed: &mut Passed,
 ) -> Result<(), Error> {
@@ -265,7 +317,7 @@ pub(crate) fn open_devices(
             _ => return Err(failed(std::io::Error::other("it is another one now"))),
         }
         let mount = OwnedFd::from(mount);
-        let index = staged.len();
+        let index = first + staged.len();
         let bind = stage(&mount, index, device.destination.clone(), true)
             .map_err(|errno| failed(errno.into()))?;
         staged.push(bind);

@@ -16,9 +16,8 @@ use tokio::sync::watch;
 use super::launch::{self, Passed, StartOrder};
 use super::process::Streams;
 use super::{Container, exits, names};
-use crate::bundle::{self, ContainerInput, ProcessInput};
+use crate::bundle::{self, ContainerInput, ProcessInput, StagedBind};
 use crate::cgroup::{Group, Place};
-use crate::depot::ContainerRecord;
 use crate::error::Error;
 use crate::model::{BindMount, DiskLimit, Handle, ImageRef, Limits, ProcessSpec};
 use crate::runtime::shim::Shim;
@@ -164,19 +163,21 @@ impl parts::Launcher for Pod {
         let container = self.container()?;
         let record = container.record();
         let privileged = record.spec.privileged;
-        let group = self.make_group(&record, &instance, &process).await?;
-        let mut passed = Passed::default();
-        let place = place(&record.cgroup, &instance, process.own_limits.is_some());
-        let mut binds = launch::cgroup_views(&self.services.cgroups, &place, privileged);
+        let Ground {
+            group,
+            mut binds,
+            names,
+            mut passed,
+        } = self
+            .prepare(&container, &instance, &process, privileged)
+            .await?;
         let cgroup_tmpfs = binds.len() > 1;
-        binds.extend(root.binds.iter().cloned());
-        binds.extend(process.bind_mounts.iter().cloned());
-        let mut binds = launch::open_binds(&binds, &mut passed)?;
-        let shared = names::open(container.dir.fd(), binds.len(), &mut passed)?;
-        binds.extend(shared);
-        if !privileged {
-            launch::open_devices(&record.spec.devices, &mut binds, &mut passed)?;
-        }
+        let asked = [&root.binds, &process.bind_mounts];
+        let asked = asked.into_iter().flatten().cloned().collect();
+        let nodes = launch::nodes(&record.spec);
+        let (asked, more) = launch::open_asked(asked, nodes, binds.len() + names.len()).await?;
+        passed.extend(more);
+        binds.extend(asked.into_iter().chain(names));
         let ids = self.services.ids(&record);
         let owner = services::owner(&ids, &user)?;
         let mount = root
@@ -253,27 +254,52 @@ impl parts::Launcher for Pod {
     }
 }
 
+/// What a pea needs of the host beside its root filesystem.
+struct Ground {
+    group: Group,
+    /// The views of its cgroups.
+    binds: Vec<StagedBind>,
+    /// The files with names that it shares with its container.
+    names: Vec<StagedBind>,
+    passed: Passed,
+}
+
 impl Pod {
-    async fn make_group(
+    async fn prepare(
         &self,
-        record: &ContainerRecord,
+        container: &Arc<Container>,
         instance: &str,
         process: &ProcessSpec,
-    ) -> Result<Group, Error> {
+        privileged: bool,
+    ) -> Result<Ground, Error> {
         let services = Arc::clone(&self.services);
-        let (cgroup, instance) = (record.cgroup.clone(), instance.to_owned());
+        let record = container.record();
         let devices = Services::devices(&record.spec);
+        let (cgroup, instance) = (record.cgroup, instance.to_owned());
         let (own, limits) = (process.own_limits.is_some(), limits(process));
         let within = if own {
             Limits::default()
         } else {
-            record.spec.limits.clone()
+            record.spec.limits
         };
+        let container = Arc::clone(container);
         let made = self.services.files.run(move || {
             let place = place(&cgroup, &instance, own);
-            services.cgroups.create(&place, &limits, &within, &devices)
+            let group = services
+                .cgroups
+                .create(&place, &limits, &within, &devices)?;
+            let mut passed = Passed::default();
+            let views = launch::cgroup_views(&services.cgroups, &place, privileged);
+            let binds = launch::open_binds(&views, 0, &mut passed)?;
+            let names = names::open(container.dir.fd(), binds.len(), &mut passed)?;
+            Ok::<_, Error>(Ground {
+                group,
+                binds,
+                names,
+                passed,
+            })
         });
-        Ok(made.await??)
+        made.await?
     }
 
     /// Takes back the room that starting the pea needed, where it had any.

@@ -39,7 +39,7 @@ impl Backend for Manager {
         let roots = Arc::clone(&self.services().roots);
         let told = self.services().plugins.run(move || roots.plugin_capacity());
         let by_plugin = told.await?;
-        let read = self.services().files.run(move || {
+        let read = self.services().usage.run(move || {
             let disk = rustix::fs::statvfs(&store)?;
             let memory = rustix::system::sysinfo();
             Ok::<_, rustix::io::Errno>(Capacity {

@@ -10,6 +10,7 @@
 //! then returns the error. A crash anywhere leaves the record, by which the next server does the
 //! same.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::Manager;
 use super::cleaner;
-use crate::bundle::{self, ContainerInput, ProcessInput};
+use crate::bundle::{self, ContainerInput, ProcessInput, StagedBind};
 use crate::cgroup::{Group, Place};
 use crate::checks::{self, HealthRecord};
 use crate::container::exits::Exits;
@@ -187,7 +188,7 @@ impl Manager {
     ) -> Result<Arc<Container>, Error> {
         let services = self.services();
         let privileged = record.spec.privileged;
-        let (rootfs, group, connected) = tokio::join!(
+        let (rootfs, ground, connected) = tokio::join!(
             stage(
                 (services, handle),
                 "rootfs",
@@ -199,15 +200,26 @@ impl Manager {
                     record.spec.limits.disk
                 )
             ),
-            stage((services, handle), "cgroup", make_group(services, record)),
+            stage(
+                (services, handle),
+                "cgroup",
+                prepare_host(services, handle, record, &dir)
+            ),
             stage(
                 (services, handle),
                 "shim",
-                spawn_shim(services, handle, &dir)
+                spawn_shim(services, handle, record, &dir)
             ),
         );
+        if let Ok(rootfs) = &rootfs {
+            // From here on, whatever fails: its last close may have to write to the disk.
+            let mount = copy_of_mount(rootfs)?;
+            services
+                .roots
+                .hold(&record.instance, rootfs.volatile, mount);
+        }
         let (shim, events) = connected?;
-        let (rootfs, group) = (rootfs?, group?);
+        let (rootfs, ground) = (rootfs?, ground?);
         record.image_env.clone_from(&rootfs.config.env);
         if let Some(why) = &rootfs.not_enforced {
             record
@@ -221,7 +233,7 @@ impl Manager {
             INIT.to_owned(),
             "/tmp/garden-init".to_owned(),
         ))?;
-        let started = self.start_init(handle, (record, &dir), &shim, rootfs, group);
+        let started = self.start_init(handle, record, &shim, rootfs, ground);
         let pid = stage((services, handle), "init", started).await?;
         let root = open_root(pid)?;
         let connected = self.connect(handle, &dir, record, pid);
@@ -250,43 +262,30 @@ impl Manager {
     async fn start_init(
         &self,
         handle: &Handle,
-        (record, dir): (&ContainerRecord, &ContainerDir),
+        record: &ContainerRecord,
         shim: &Shim,
         rootfs: Root,
-        group: Group,
+        ground: Ground,
     ) -> Result<u32, Error> {
         let services = self.services();
         let privileged = record.spec.privileged;
         let hostname = peas::hostname(handle);
-        // What an image plugin wants comes first, so that the user's own can cover it.
-        let place = Place::Container(&record.cgroup);
-        let mut binds = launch::cgroup_views(&services.cgroups, &place, privileged);
+        let Ground {
+            group,
+            mut binds,
+            names,
+            mut passed,
+            sysctls,
+        } = ground;
         let cgroup_tmpfs = binds.len() > 1;
-        binds.extend(rootfs.binds);
-        binds.extend(record.spec.bind_mounts.iter().cloned());
-        let directory = dir.fd().try_clone_to_owned();
-        let directory =
-            directory.map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
-        let (name, ids) = (handle.clone(), record.ids.clone());
-        let nodes = record.spec.devices.clone();
-        let shared = Arc::clone(services);
-        let opened = services.files.run(move || {
-            let mut passed = Passed::default();
-            let mut staged = launch::open_binds(&binds, &mut passed)?;
-            names::make(directory.as_fd(), &name, on_host(&ids, 0).unwrap_or(0))?;
-            staged.extend(names::open(directory.as_fd(), staged.len(), &mut passed)?);
-            if !privileged {
-                launch::open_devices(&nodes, &mut staged, &mut passed)?;
-            }
-            let sysctls = shared.options.policy.sysctls(privileged, &ids)?;
-            Ok::<_, Error>((staged, passed, sysctls))
-        });
-        let (staged, mut passed, sysctls) = opened.await??;
-        let mount = rootfs
-            .mount
-            .try_clone()
-            .map_err(|error| Error::host("cannot duplicate the root filesystem's mount", error))?;
-        passed.add(Role::Rootfs, mount);
+        // What an image plugin wants comes first, so that the user's own can cover it.
+        let asked = [&rootfs.binds, &record.spec.bind_mounts];
+        let asked = asked.into_iter().flatten().cloned().collect();
+        let nodes = launch::nodes(&record.spec);
+        let (asked, more) = launch::open_asked(asked, nodes, binds.len() + names.len()).await?;
+        passed.extend(more);
+        binds.extend(asked.into_iter().chain(names));
+        passed.add(Role::Rootfs, copy_of_mount(&rootfs)?);
         passed.add_group(group);
         // Not the supervisor's: its standard error is the server's log.
         let null = rustix::fs::open(
@@ -305,7 +304,7 @@ impl Manager {
             privileged,
             hostname: &hostname,
             ids: &record.ids,
-            binds: &staged,
+            binds: &binds,
             devices: &record.spec.devices,
             cgroup_tmpfs,
             read_only: record.spec.read_only,
@@ -333,8 +332,6 @@ impl Manager {
                 services.options.policy.explain(error)
             }
         })?;
-        let roots = &services.roots;
-        roots.hold(&record.instance, rootfs.volatile, rootfs.mount);
         Ok(pid)
     }
 
@@ -353,6 +350,11 @@ impl Manager {
             tracing::warn!(%handle, "the undo of a failed create goes on in the background");
         }
     }
+}
+
+fn copy_of_mount(rootfs: &Root) -> Result<OwnedFd, Error> {
+    let copy = rootfs.mount.try_clone();
+    copy.map_err(|error| Error::host("cannot duplicate the root filesystem's mount", error))
 }
 
 /// Tells how long a stage took.
@@ -374,26 +376,63 @@ async fn stage<T, E>(
     value
 }
 
-async fn make_group(services: &Arc<Services>, record: &ContainerRecord) -> Result<Group, Error> {
-    let cgroups = services.cgroups.clone();
+/// What a container needs of the host beside its root filesystem.
+struct Ground {
+    group: Group,
+    /// The views of its cgroups.
+    binds: Vec<StagedBind>,
+    /// The files with its names.
+    names: Vec<StagedBind>,
+    passed: Passed,
+    sysctls: HashMap<String, String>,
+}
+
+async fn prepare_host(
+    services: &Arc<Services>,
+    handle: &Handle,
+    record: &ContainerRecord,
+    dir: &ContainerDir,
+) -> Result<Ground, Error> {
     let (name, limits) = (record.cgroup.clone(), record.spec.limits.clone());
     let devices = Services::devices(&record.spec);
-    let made = services
-        .files
-        .run(move || cgroups.create(&Place::Container(&name), &limits, &limits, &devices));
-    Ok(made.await??)
+    let privileged = record.spec.privileged;
+    let directory = dir.fd().try_clone_to_owned();
+    let directory =
+        directory.map_err(|error| Error::host("cannot duplicate a descriptor", error))?;
+    let (handle, ids) = (handle.clone(), record.ids.clone());
+    let shared = Arc::clone(services);
+    let made = services.files.run(move || {
+        let place = Place::Container(&name);
+        let group = shared.cgroups.create(&place, &limits, &limits, &devices)?;
+        let mut passed = Passed::default();
+        let views = launch::cgroup_views(&shared.cgroups, &place, privileged);
+        let binds = launch::open_binds(&views, 0, &mut passed)?;
+        names::make(directory.as_fd(), &handle, on_host(&ids, 0).unwrap_or(0))?;
+        let names = names::open(directory.as_fd(), binds.len(), &mut passed)?;
+        let sysctls = shared.options.policy.sysctls(privileged, &ids)?;
+        Ok::<_, Error>(Ground {
+            group,
+            binds,
+            names,
+            passed,
+            sysctls,
+        })
+    });
+    made.await?
 }
 
 /// Makes a supervisor for the container and connects to it.
 async fn spawn_shim(
     services: &Arc<Services>,
     handle: &Handle,
+    record: &ContainerRecord,
     dir: &ContainerDir,
 ) -> Result<Connected, Error> {
+    let ids = (!record.spec.privileged).then_some(record.ids.as_slice());
     let listen = || shim::listen(dir.fd());
     services
         .zygote
-        .spawn(handle, listen, dir.processes())
+        .spawn(handle, ids, listen, dir.processes())
         .await?;
     let (shim, _, events) = Shim::connect(dir.fd()).await?;
     Ok((shim, events))

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use garden_wire::{PROTOCOL, ZygoteReply, ZygoteRequest};
+use garden_wire::{IdRange, PROTOCOL, ZygoteReply, ZygoteRequest};
 use tokio::sync::Mutex;
 
 use super::socket::PacketSocket;
@@ -56,8 +56,8 @@ impl Zygote {
         })
     }
 
-    /// Makes a shim that listens on what `listen` makes and writes exit records below `records`.
-    /// Returns its pid and pidfd.
+    /// Makes a shim that listens on what `listen` makes and writes exit records below `records`. It
+    /// has the namespaces of its pod made, with these ids. Returns its pid and pidfd.
     ///
     /// A zygote that dies may have made the shim and not said so. Another shim must not share its
     /// socket: a client would reach one or the other. So the socket of the first is shut down, by
@@ -68,6 +68,7 @@ impl Zygote {
     pub async fn spawn(
         &self,
         handle: &Handle,
+        ids: Option<&[IdRange]>,
         listen: impl Fn() -> std::io::Result<OwnedFd>,
         records: &OwnedFd,
     ) -> Result<(u32, OwnedFd), Error> {
@@ -76,7 +77,7 @@ impl Zygote {
         let mut slot = self.running.lock().await;
         if let Some(running) = slot.as_mut() {
             let listener = listen()?;
-            match running.spawn(handle, &listener, records).await {
+            match running.spawn(handle, ids, &listener, records).await {
                 Err(SpawnError::Gone) => {
                     tracing::warn!("the zygote is gone; starting another");
                     let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
@@ -86,7 +87,7 @@ impl Zygote {
         }
         let running = slot.insert(Running::start(&self.options).await?);
         running
-            .spawn(handle, &listen()?, records)
+            .spawn(handle, ids, &listen()?, records)
             .await
             .map_err(Error::from)
     }
@@ -171,11 +172,13 @@ impl Running {
     async fn spawn(
         &mut self,
         handle: &Handle,
+        ids: Option<&[IdRange]>,
         listener: &OwnedFd,
         records: &OwnedFd,
     ) -> Result<(u32, OwnedFd), SpawnError> {
         let request = ZygoteRequest::Spawn {
             handle: handle.to_string(),
+            ids: ids.map(<[IdRange]>::to_vec),
         };
         let descriptors = [listener.as_fd(), records.as_fd()];
         self.socket

@@ -26,7 +26,21 @@ pub enum ZygoteRequest {
     Spawn {
         /// The container's handle: for logs and the process title only.
         handle: String,
+        /// The ids of its user namespace, for users and groups alike; `None`: it has none of its
+        /// own and is privileged.
+        ids: Option<Vec<IdRange>>,
     },
+}
+
+/// A range of ids of a user namespace: `size` ids from `inside` are those from `outside`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// First id in the namespace.
+    pub inside: u32,
+    /// First id on the host.
+    pub outside: u32,
+    /// How many.
+    pub size: u32,
 }
 
 /// What the zygote answers.
