@@ -3,7 +3,7 @@
 //! an ordinary user; all must be refused with an error that says so.
 
 use anyhow::{Context, Result, ensure};
-use garden_integration::{App, check, lines_of, status_field};
+use garden_integration::{App, DEADLINE, check, lines_of, status_field, wait_until};
 
 /// Runs the attacker in each way that a user's program can run.
 fn everybody(app: &App<'_>, command: &str) -> Result<Vec<(String, String)>> {
@@ -185,9 +185,12 @@ fn others_processes_are_not_traced() {
             .start(&[&flags[..], &["echo up $$ .; cat"]].concat())?;
         pea.wait_stdout(" .")?;
         let script = "for dir in /proc/[0-9]*; do tr '\\0' ' ' <$dir/cmdline | grep -q '^cat' && echo ${dir#/proc/}; done; true";
-        let pids = app.exec(script)?;
+        let mut pids = String::new();
+        wait_until("the container's and the pea's run", DEADLINE, || {
+            pids = app.exec(script)?;
+            Ok(lines_of(&pids).len() >= 2)
+        })?;
         let pids = lines_of(&pids);
-        ensure!(pids.len() >= 2, "the container's and the pea's: {pids:?}");
         for pid in pids.iter().chain(&["1"]) {
             let script = format!("/bin/attacker trace {pid}");
             for seen in [app.exec_as("vcap", &script)?, app.pea("vcap", &script)?] {

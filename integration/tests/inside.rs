@@ -135,8 +135,12 @@ fn mounts_are_its_own() {
                         .any(|root| point == *root || point.starts_with(&format!("{root}/")));
                 ensure!(fine, "an unexpected mount: {line}");
             }
-            let first = lines_of(&table).first().copied().unwrap_or_default();
-            ensure!(first.contains(" - overlay "), "no overlay root: {first}");
+            let lines = lines_of(&table);
+            let root = lines
+                .iter()
+                .find(|line| line.split(' ').nth(4) == Some("/"));
+            let overlay = root.is_some_and(|root| root.contains(" - overlay "));
+            ensure!(overlay, "no overlay root: {table}");
             let old_roots = table.matches(" / / ").count();
             ensure!(old_roots <= 1, "an old root is still there: {table}");
         }

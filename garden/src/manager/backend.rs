@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::restore::PATIENCE;
 use super::{Manager, files};
 use crate::api::{Backend, CpuScale, FilesOut, Filters, StreamIn, TarStream};
 use crate::checks::{CheckSpec, HealthStatus};
@@ -264,7 +265,15 @@ impl Manager {
     /// The metrics of a running pea, by its id: Garden's clients ask for both kinds by one name.
     async fn pea_metrics(&self, id: &Handle) -> Option<Metrics> {
         let id: ProcessId = id.as_str().parse().ok()?;
-        let seat = metrics::find_pea(self.services(), &id)?;
+        let find = || metrics::find_pea(self.services(), &id);
+        let seat = match find() {
+            Some(seat) => seat,
+            // Whose it is may not be taken up yet, and its name does not say.
+            None => {
+                let _ = tokio::time::timeout(PATIENCE, self.restored()).await;
+                find()?
+            }
+        };
         metrics::of_pea(&seat).await
     }
 }

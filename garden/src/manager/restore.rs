@@ -39,7 +39,7 @@ use crate::services::{Services, new_instance, now_ms};
 const AT_A_TIME: usize = 16;
 /// How long a call waits for a container that is not taken up yet. A supervisor that does not answer
 /// is given up before.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What an earlier server left, as far as it can be read without asking anybody.
 pub(super) struct Survey {
