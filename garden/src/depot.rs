@@ -333,6 +333,23 @@ impl Depot {
         (record.version == VERSION).then_some((handle, record))
     }
 
+    /// Notes that the network of a retired container is gone: a later server, whose teardown goes on
+    /// behind that step, is not to take it up again.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn forget_network(&self, name: &str) -> Result<(), DepotError> {
+        let Some((_, mut record)) = self.gone_record(name) else {
+            return Ok(());
+        };
+        if std::mem::take(&mut record.network) == NetworkRecord::default() {
+            return Ok(());
+        }
+        let path = self.gone(name);
+        let directory = open_dir(self.gone.as_fd(), name, &path)?;
+        write_json(directory.as_fd(), RECORD, &record, &path)
+    }
+
     /// Names of retired directories.
     ///
     /// # Errors

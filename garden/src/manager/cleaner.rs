@@ -236,11 +236,15 @@ async fn disconnect(services: Arc<Services>, target: &Target) -> Result<(), Stag
     on_own_thread("garden-unlink", move || {
         let record = services.depot.gone_record(&instance);
         let network = record.as_ref().map(|(_, record)| &record.network);
-        services.networks.disconnect(&handle, &instance, network)
+        services
+            .networks
+            .disconnect(&handle, &instance, network)
+            .map_err(|error| StageError::new("cannot take the network away", error))?;
+        (services.depot.forget_network(&instance))
+            .map_err(|error| StageError::new("cannot note that the network is gone", error))
     })
     .await
     .map_err(|error| StageError::new("cannot start a thread", error))?
-    .map_err(|error| StageError::new("cannot take the network away", error))
 }
 
 /// Drops what refers to the mount, besides its processes.
