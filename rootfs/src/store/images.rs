@@ -3,7 +3,8 @@
 //! Used by the importer, by creates and by whoever looks at a store. A record says that all layers
 //! of an image are there, and keeps them: layers are only collected when no record refers to them.
 //! So holding the record (see [`super::hold`]) is holding the image. A record is never written
-//! again and only replaced when nobody holds it; what is on disk counts, nothing is cached.
+//! again and only replaced when nobody holds it; what is on disk counts, and what is remembered of it
+//! is only used for the very file it was read from.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
