@@ -16,6 +16,15 @@ TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 GARDEN = TOP / "target/release/garden"
 
 
+def ended(number, _):
+    """What was made is taken away on the way out, as after an error."""
+    raise SystemExit(128 + number)
+
+
+signal.signal(signal.SIGTERM, ended)
+signal.signal(signal.SIGHUP, ended)
+
+
 def make_root(root):
     """A root filesystem of busybox, with a user vcap."""
     busybox = shutil.which("busybox")
@@ -106,7 +115,8 @@ class Server:
         arguments = ["server", "--socket", path, "--runtime-dir", self.place / "run"]
         arguments += ["--store", self.store / "store", "--tag", self.tag, "--network", "none"]
         environment = os.environ | {"GARDEN_LOG": "warn"}
-        self.process = subprocess.Popen([GARDEN, *arguments], env=environment)
+        # Not a member of our group: what ends the script must not end it before its containers.
+        self.process = subprocess.Popen([GARDEN, *arguments], env=environment, process_group=0)
         self.api = Api(path)
         while not path.exists() and self.process.poll() is None:
             time.sleep(0.01)
