@@ -10,6 +10,9 @@ use garden::hosting::solo::{Place, Solo};
 use garden::hosting::{Hosted, find_shim};
 use garden::manager::{self, TeardownMode, Unmount};
 
+/// The store of a server, for whoever looks at it without asking one.
+pub(crate) const STORE: &str = "/var/lib/garden/store";
+
 /// How long the end waits for what containers leave.
 const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -12,6 +12,7 @@ use garden_rootfs::{Role, Store, StoreOptions};
 use serde::Serialize;
 
 use super::{print, print_json};
+use crate::host::STORE;
 use crate::table;
 
 /// List the images in the store; unused ones are given up when the disk runs short
@@ -25,7 +26,7 @@ pub(crate) struct ImagesArgs {
         long,
         env = "GARDEN_STORE",
         value_name = "DIR",
-        default_value = "/var/lib/garden/store"
+        default_value = STORE
     )]
     store: PathBuf,
     /// Identifiers only

@@ -15,6 +15,7 @@ use garden::model::{ImageRef, PullProgress, PulledImage};
 use garden_rootfs::{Credentials, ImageSource, ImportOptions, Role, Store, StoreOptions};
 
 use super::{print, print_json, rootfs};
+use crate::host::STORE;
 use crate::progress::{self, Bars};
 use crate::reach::Target;
 use crate::registry::RegistryArgs;
@@ -50,7 +51,7 @@ pub(crate) struct PullArgs {
         long,
         env = "GARDEN_STORE",
         value_name = "DIR",
-        default_value = "/var/lib/garden/store",
+        default_value = STORE,
         help_heading = "Without a server"
     )]
     store: PathBuf,

@@ -20,6 +20,7 @@ use super::server_guardian::GuardianArgs;
 use super::server_limits::ServerLimits;
 use super::server_listen::{ListenArgs, Reachable};
 use super::server_network::ServerNetwork;
+use crate::host::STORE;
 use crate::logging::LogLevel;
 use crate::notify::Notify;
 use crate::reach::Target;
@@ -46,7 +47,7 @@ pub(crate) struct ServerArgs {
         long,
         env = "GARDEN_STORE",
         value_name = "DIR",
-        default_value = "/var/lib/garden/store"
+        default_value = STORE
     )]
     store: PathBuf,
     /// Tells this server's cgroups from those of other servers on this host

@@ -1,4 +1,4 @@
-//! The tar format: reading and writing headers, in bounded memory; and packing files.
+//! The tar format: reading and writing headers, in bounded memory; packing files and filling them.
 //!
 //! Used by the importer of images (`garden-rootfs`), by the shim's streams into and out of
 //! containers and by `garden cp`; so small that the shim can afford it. What is read goes to no disk
@@ -6,6 +6,7 @@
 //! trusts a size, a name or a record.
 
 mod block;
+mod fill;
 mod header;
 pub mod pack;
 mod sparse;
@@ -14,6 +15,7 @@ mod write;
 use std::io;
 
 pub use block::BLOCK;
+pub use fill::{FillError, times};
 pub use header::{Described, Entries, Entry, Kind};
 pub use write::{Head, Type};
 

@@ -10,14 +10,11 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use garden_tar::{Described, Entries, Entry, Kind};
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use garden_tar::{Described, Entries, Entry, Kind, times};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
 /// Bytes moved at once.
@@ -232,29 +229,8 @@ impl Beneath {
             rustix::fs::openat(parent, leaf, flags | OFlags::NOFOLLOW, mode)
         })?;
         let file = File::from(file);
-        let whole = [(0, entry.size)];
-        let segments = entry.segments();
-        for (offset, length) in segments.unwrap_or(&whole) {
-            self.copy(&mut entries.stored(), &file, *offset, *length)?;
-        }
-        if segments.is_some() {
-            file.set_len(entry.size).context("cannot set its length")?;
-        }
+        entries.fill(entry, &file, &mut self.buffer)?;
         self.attributes(&file, described)
-    }
-
-    fn copy(&mut self, from: &mut impl Read, to: &File, offset: u64, length: u64) -> Result<()> {
-        let mut done = 0;
-        while done < length {
-            let most = usize::try_from(length - done).unwrap_or(PIECE).min(PIECE);
-            let piece = self.buffer.get_mut(..most).unwrap_or_default();
-            let read = from.read(piece)?;
-            let piece = piece.get(..read).unwrap_or_default();
-            to.write_all_at(piece, offset + done)
-                .context("cannot write the file")?;
-            done += read as u64;
-        }
-        Ok(())
     }
 
     /// What an open file or directory gets when it is complete.
@@ -317,19 +293,6 @@ fn owner(described: &Described) -> Result<(Uid, Gid)> {
         Uid::from_raw(id(described.uid)?),
         Gid::from_raw(id(described.gid)?),
     ))
-}
-
-fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_NOW,
-        },
-        last_modification: Timespec {
-            tv_sec: seconds,
-            tv_nsec: nanos.into(),
-        },
-    }
 }
 
 #[cfg(test)]

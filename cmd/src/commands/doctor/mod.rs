@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use super::{print, print_json};
 use crate::colour::{self, Tone};
+use crate::host::STORE;
 use host::Host;
 
 /// Tell what this host lacks for running containers well
@@ -35,7 +36,7 @@ pub(crate) struct DoctorArgs {
         long,
         env = "GARDEN_STORE",
         value_name = "DIR",
-        default_value = "/var/lib/garden/store"
+        default_value = STORE
     )]
     store: PathBuf,
     /// Do not measure what an unmount costs

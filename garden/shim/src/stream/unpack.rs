@@ -7,16 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::BufReader;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use garden_tar::{Described, Entries, Entry, Kind};
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use garden_tar::{Described, Entries, Entry, Kind, times};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::PIECE;
@@ -307,14 +304,8 @@ impl Place {
             rustix::fs::openat(parent, leaf, flags | OFlags::NOFOLLOW, mode)
         })?;
         let file = File::from(file);
-        let whole = [(0, entry.size)];
-        let segments = entry.segments();
-        for (offset, length) in segments.unwrap_or(&whole) {
-            self.copy(&mut entries.stored(), &file, *offset, *length)?;
-        }
-        if segments.is_some() {
-            file.set_len(entry.size).step("cannot set its length")?;
-        }
+        let filled = entries.fill(entry, &file, &mut self.buffer);
+        filled.or_else(|error| Err(error.source).step(error.doing))?;
         set_xattrs(&file, &described.xattrs)?;
         let kept = self.kept(described)?;
         if let Some((uid, gid)) = kept.owner {
@@ -325,23 +316,6 @@ impl Place {
             rustix::fs::fchmod(&file, mode).step("cannot set the mode")?;
         }
         rustix::fs::futimens(&file, &times(described.mtime)).step("cannot set the time")
-    }
-
-    fn copy(&mut self, from: &mut impl Read, to: &File, offset: u64, length: u64) -> Result<()> {
-        let mut done = 0;
-        while done < length {
-            let most = usize::try_from(length - done).unwrap_or(PIECE).min(PIECE);
-            let piece = self.buffer.get_mut(..most).unwrap_or_default();
-            let read = match from.read(piece) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                read => read.step("cannot read its content")?,
-            };
-            let piece = piece.get(..read).unwrap_or_default();
-            to.write_all_at(piece, offset + done)
-                .step("cannot write the file")?;
-            done += read as u64;
-        }
-        Ok(())
     }
 
     fn hard_link(&mut self, name: Vec<u8>, target: &[u8]) -> Result<()> {
@@ -450,17 +424,4 @@ fn set_xattrs(file: impl std::os::fd::AsFd, xattrs: &[(String, Vec<u8>)]) -> Res
         }
     }
     Ok(())
-}
-
-fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_NOW,
-        },
-        last_modification: Timespec {
-            tv_sec: seconds,
-            tv_nsec: nanos.into(),
-        },
-    }
 }
