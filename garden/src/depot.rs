@@ -333,15 +333,16 @@ impl Depot {
         (record.version == VERSION).then_some((handle, record))
     }
 
-    /// Notes that the network of a retired container is gone: a later server, whose teardown goes on
-    /// behind that step, is not to take it up again.
+    /// Notes in the record of a retired directory that the network is gone: a later server, whose
+    /// teardown goes on behind that step, is not to take it up again.
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn forget_network(&self, name: &str) -> Result<(), DepotError> {
-        let Some((_, mut record)) = self.gone_record(name) else {
-            return Ok(());
-        };
+    pub(crate) fn forget_network(
+        &self,
+        name: &str,
+        mut record: ContainerRecord,
+    ) -> Result<(), DepotError> {
         if std::mem::take(&mut record.network) == NetworkRecord::default() {
             return Ok(());
         }
@@ -536,6 +537,28 @@ mod tests {
         depot.retire(&handle, "i1").unwrap();
         assert!(depot.reserve(&handle).unwrap().is_some());
         assert_eq!(depot.gone_names().unwrap(), ["i1"]);
+    }
+
+    #[test]
+    fn a_network_that_is_gone_is_not_found_by_the_next_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let depot = Depot::open(dir.path()).unwrap();
+        let handle: Handle = "web".parse().unwrap();
+        let spec = ContainerSpec {
+            handle: Some(handle.clone()),
+            ..ContainerSpec::default()
+        };
+        let mut record = ContainerRecord::new("i1".into(), "web".into(), spec, 7);
+        record.network.properties.insert("its".into(), "own".into());
+        let container = depot.reserve(&handle).unwrap().unwrap();
+        container.write(&record).unwrap();
+        depot.retire(&handle, "i1").unwrap();
+        let (whose, retired) = depot.gone_record("i1").unwrap();
+        assert_eq!((whose, &retired.network), (handle, &record.network));
+        depot.forget_network("i1", retired).unwrap();
+        let (_, retired) = depot.gone_record("i1").unwrap();
+        assert_eq!(retired.network, NetworkRecord::default());
+        assert_eq!(retired.created_ms, record.created_ms);
     }
 
     #[test]

@@ -240,7 +240,10 @@ async fn disconnect(services: Arc<Services>, target: &Target) -> Result<(), Stag
             .networks
             .disconnect(&handle, &instance, network)
             .map_err(|error| StageError::new("cannot take the network away", error))?;
-        (services.depot.forget_network(&instance))
+        let Some((_, record)) = record else {
+            return Ok(());
+        };
+        (services.depot.forget_network(&instance, record))
             .map_err(|error| StageError::new("cannot note that the network is gone", error))
     })
     .await
