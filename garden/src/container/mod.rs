@@ -230,7 +230,12 @@ impl Container {
     /// Forgets a process that has ended and whose end somebody was told of, where the operator
     /// wants that. Its records on file are its follower's to remove.
     pub(crate) fn forget_waited(&self, entry: &Arc<ProcessEntry>) -> bool {
-        let forget = self.services.options.policy.forget_waited && entry.waited();
+        entry.waited() && self.forget_told(entry)
+    }
+
+    /// The same of one whose end somebody is just being told of: who knows of it finds it no more.
+    pub(crate) fn forget_told(&self, entry: &Arc<ProcessEntry>) -> bool {
+        let forget = self.services.options.policy.forget_waited;
         if forget {
             self.unreserve(entry);
         }

@@ -81,6 +81,11 @@ impl ProcessEntry {
 
     /// Tells its exit to all attachments, once what it left in its pipes is handed on.
     pub(crate) async fn announce(&self, exit: Exit) {
+        self.announce_after(exit, || ()).await;
+    }
+
+    /// The same; `first` is done before somebody is told, if anybody waits.
+    pub(crate) async fn announce_after(&self, exit: Exit, first: impl FnOnce()) {
         if let Some(running) = self.running.get() {
             tokio::join!(
                 running.streams.stdout.drain(),
@@ -88,8 +93,13 @@ impl ProcessEntry {
             );
         }
         let _ = self.ended_at.set(Instant::now());
+        let waits = |sender: &watch::Sender<_>| sender.receiver_count() > 0;
+        // Not under the lock, which others take while they hold the container's.
+        if lock(&self.exit).as_ref().is_some_and(waits) {
+            first();
+        }
         if let Some(sender) = lock(&self.exit).as_ref() {
-            if sender.receiver_count() > 0 {
+            if waits(sender) {
                 self.waited.store(true, Ordering::Relaxed);
             }
             sender.send_replace(Some(exit));

@@ -237,7 +237,12 @@ pub(super) fn follow_exec(
             if exits::is_unknown(&record) {
                 return entry.lose();
             }
-            entry.announce(exit_of(&record)).await;
+            let forget = || {
+                if let Some(container) = container.upgrade() {
+                    container.forget_told(&entry);
+                }
+            };
+            entry.announce_after(exit_of(&record), forget).await;
             if let Some(container) = container.upgrade() {
                 let (code, oom) = (record.code, record.out_of_memory);
                 container.event(EventKind::Exited { code, oom }, Some(&entry.id));
@@ -406,7 +411,12 @@ pub(super) fn follow_pea(
                 return entry.lose();
             }
             entry.reaped(record.exited_at_ns);
-            entry.announce(exit_of(&record)).await;
+            let forget = || {
+                if let Some(container) = &container {
+                    container.forget_told(&entry);
+                }
+            };
+            entry.announce_after(exit_of(&record), forget).await;
             let told = container
                 .as_ref()
                 .filter(|_| !checks::is_run(entry.id.as_str()));
