@@ -138,6 +138,11 @@ impl Running {
             .with_context(|| format!("`garden {}` wrote {:?}", self.command, self.stderr.text()))
     }
 
+    /// Whether its stdout holds the text by now.
+    pub fn has_stdout(&self, text: &str) -> bool {
+        self.stdout.text().contains(text)
+    }
+
     /// Waits until its stderr holds the text.
     pub fn wait_stderr(&self, text: &str) -> Result<()> {
         self.stderr

@@ -198,7 +198,7 @@ fn where_a_process_begins() {
 fn several_are_attached_and_one_comes_late() {
     check(|world| {
         let app = App::start(world)?;
-        let script = "read line; echo got $line; read line; exit 7";
+        let script = "while read line; do [ $line = more ] && exit 7; echo got $line; done";
         let start = ["exec", "app", "--id", "job", "--detach", "--"];
         let id = app
             .cli()
@@ -213,10 +213,12 @@ fn several_are_attached_and_one_comes_late() {
         // What ends first would end the input: this one only listens.
         let listener = app.cli().start(&["attach", "app", "job", "--no-stdin"])?;
         let mut speaker = app.cli().start(&attach)?;
+        // Said again until the listener is there to hear it.
         wait_until("it says something to both", DEADLINE, || {
             speaker.write("hello\n")?;
-            Ok(listener.wait_stdout("got hello\n").is_ok())
+            Ok(listener.has_stdout("got hello\n"))
         })?;
+        speaker.wait_stdout("got hello\n")?;
         speaker.write("more\n")?;
         for attached in [listener, speaker] {
             attached.finish()?.expect_code(7)?;

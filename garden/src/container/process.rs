@@ -93,16 +93,24 @@ impl ProcessEntry {
             );
         }
         let _ = self.ended_at.set(Instant::now());
-        let waits = |sender: &watch::Sender<_>| sender.receiver_count() > 0;
-        // Not under the lock, which others take while they hold the container's.
-        if lock(&self.exit).as_ref().is_some_and(waits) {
-            first();
-        }
-        if let Some(sender) = lock(&self.exit).as_ref() {
-            if waits(sender) {
+        let mut first = Some(first);
+        loop {
+            let exit_told = lock(&self.exit);
+            let Some(sender) = exit_told.as_ref() else {
+                break;
+            };
+            let waits = sender.receiver_count() > 0;
+            if waits && let Some(first) = first.take() {
+                // Not under the lock, which others take while they hold the container's.
+                drop(exit_told);
+                first();
+                continue;
+            }
+            if waits {
                 self.waited.store(true, Ordering::Relaxed);
             }
             sender.send_replace(Some(exit));
+            break;
         }
         self.close_stdin();
     }
@@ -206,6 +214,8 @@ impl ProcessEntry {
     /// Another attachment: gets all output from now on. `None` before it runs.
     pub(crate) fn attach(self: &Arc<Self>, shim: &Shim) -> Option<Attachment> {
         let (control, wishes) = mpsc::channel(CONTROL_QUEUE);
+        // First of all: either its end is known by now, or the announcement finds us waiting.
+        let exit = self.exit();
         if self.ended() {
             self.waited.store(true, Ordering::Relaxed);
         }
@@ -228,7 +238,7 @@ impl ProcessEntry {
             control,
             input_room: self.input_room(),
             // One whose other end is gone tells that it is lost.
-            exit: self.exit().unwrap_or_else(|| watch::channel(None).1),
+            exit: exit.unwrap_or_else(|| watch::channel(None).1),
         })
     }
 }

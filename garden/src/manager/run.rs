@@ -85,11 +85,15 @@ impl Manager {
         let attachment = entry
             .attach(&container.shim)
             .ok_or_else(|| Error::ProcessNotFound(id.clone()))?;
-        // Nobody waited for it when it ended; now somebody is told.
-        if container.forget_waited(&entry) && !entry.pea {
-            container.dir.remove_process(&entry.instance);
-        }
+        told(&container, &entry);
         Ok(attachment)
+    }
+}
+
+/// Nobody may have waited for a process when it ended; who is attached to it now is told.
+fn told(container: &Container, entry: &Arc<ProcessEntry>) {
+    if container.forget_waited(entry) && !entry.pea {
+        container.dir.remove_process(&entry.instance);
     }
 }
 
@@ -128,7 +132,9 @@ pub(crate) async fn start_known(
             .attach(&container.shim)
             .ok_or_else(|| Error::host("cannot attach to the process", "it did not start"))
     });
-    if attachment.is_err() {
+    if attachment.is_ok() {
+        told(&container, &entry);
+    } else {
         container.unreserve(&entry);
         if !pea {
             container.exits.forget(&entry.instance);
